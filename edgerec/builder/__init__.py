@@ -1,0 +1,1 @@
+"""build_engine in five steps: contract, quantize, compile, parity, pack."""

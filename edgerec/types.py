@@ -1,0 +1,85 @@
+"""The records that travel between the rooms: item, user, batch, result.
+
+Shape letters, here and everywhere: Q queries, N candidates, B engine batch, T tokens, F feature slots, K returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing the shop sells (a line of ``corpus.jsonl``).
+
+    ``price`` is in the shop's currency; ``None`` or ``""`` means unknown, and the feature spec's missing policy applies.
+    """
+
+    id: str
+    title: str
+    text: str = ""
+    brand: str = ""
+    category: str = ""
+    price: float | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UserProfile:
+    """What is known of the searcher: weights in [0, 1] by value, e.g. ``brands={"acme": 0.8}``."""
+
+    id: str = ""
+    brands: Mapping[str, float] = field(default_factory=dict)
+    categories: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One engine call. Rows are padded on the right; all arrays C-contiguous.
+
+    Attributes
+    ----------
+    input_ids, attention_mask, token_type_ids : int32 [B, T]
+    feature_ids : int32 [B, F]; F may be 0 (a student without features)
+    feature_weights : float32 [B, F]; 0 in unused slots
+    """
+
+    input_ids: NDArray[np.int32]
+    attention_mask: NDArray[np.int32]
+    token_type_ids: NDArray[np.int32]
+    feature_ids: NDArray[np.int32]
+    feature_weights: NDArray[np.float32]
+
+    @property
+    def size(self) -> int:
+        """B, the number of rows."""
+        return int(self.input_ids.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class RankedList:
+    """The answer to one query.
+
+    Attributes
+    ----------
+    ids : the K best candidates, best first. Ties keep candidate order.
+    scores : float32 [K], the engine's logits; larger is better.
+    skipped : candidates that were not scored, as ``(id, reason)``.
+    timings_us : microseconds by stage: ``lookup encode score select total``.
+    model_version : the bundle's identity, ``manifest.json: model_version``.
+    """
+
+    ids: tuple[str, ...]
+    scores: NDArray[np.float32]
+    skipped: tuple[tuple[str, str], ...]
+    timings_us: Mapping[str, float]
+    model_version: str
+    degraded: bool = False
+    reason: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
