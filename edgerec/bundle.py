@@ -1,0 +1,268 @@
+"""The bundle: a folder that holds one built model and the proof that it is whole.
+
+``manifest.json`` lists every other file with its size and SHA-256. Nothing in a bundle is trusted before it is checked against that
+list: sizes before reading, hashes before parsing. The hashes find damage and mix-ups; they are no signature, so a bundle should come
+from a place you trust. Layout: docs/formats.md, "Bundle".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import BundleError
+from .manifest import MANIFEST, MAX_FILE_BYTES, FileEntry, Manifest, content_id, is_plain_name, json_object, parse_json
+
+__all__ = [
+    "FileEntry",
+    "Manifest",
+    "content_id",
+    "describe",
+    "read_file",
+    "read_json",
+    "read_manifest",
+    "verify_bundle",
+    "write_bundle",
+]
+
+_MAX_MANIFEST_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """Read and check ``manifest.json`` alone: cheap, says nothing about the other files. Raises BundleError."""
+    root = Path(path)
+    data = _read(root, MANIFEST, max_bytes=_MAX_MANIFEST_BYTES)
+    try:
+        return Manifest.from_json(parse_json(data, MANIFEST))
+    except BundleError as error:
+        raise BundleError(f"{root}: {error}") from error
+
+
+def read_file(path: str | os.PathLike[str], manifest: Manifest, name: str) -> bytes:
+    """Read one listed file and return its bytes only if size and SHA-256 are the manifest's. Raises BundleError."""
+    root = Path(path)
+    entry = manifest.files.get(name)
+    if entry is None:
+        raise BundleError(f"{root}: {name} is not listed in {MANIFEST}")
+    data = _read(root, name, exact_bytes=entry.bytes)
+    _compare(root, name, entry, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def read_json(path: str | os.PathLike[str], manifest: Manifest, name: str) -> Any:
+    """Read one listed JSON file, verified and decoded strictly. Raises BundleError."""
+    return parse_json(read_file(path, manifest, name), f"{path}: {name}")
+
+
+def verify_bundle(path: str | os.PathLike[str]) -> Manifest:
+    """Check the whole bundle: every size and hash, no file too many, and that ``content_id`` is that of the files.
+
+    Raises
+    ------
+    BundleError : says which file is wrong and how.
+    """
+    root = Path(path)
+    manifest = read_manifest(root)
+    try:
+        present = sorted(entry.name for entry in os.scandir(root))
+    except OSError as error:
+        raise BundleError(f"{root}: cannot be listed: {error}") from error
+    unlisted = [name for name in present if name != MANIFEST and name not in manifest.files]
+    if unlisted:
+        raise BundleError(f"{root}: {unlisted[0]!r:.80} is not listed in {MANIFEST}; a bundle holds nothing else, remove it or build again")
+    for name, entry in manifest.files.items():
+        digest = hashlib.sha256()
+        with _open(root, name, exact_bytes=entry.bytes) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        _compare(root, name, entry, digest.hexdigest())
+    model = json_object(read_json(root, manifest, "model.json"), f"{root}: model.json")
+    found = content_id(read_file(root, manifest, "tokenizer.json"), read_json(root, manifest, "features.json"), model.get("text"))
+    if found != manifest.content_id:
+        raise BundleError(f"{root}: content_id is {manifest.content_id[:12]}..., its files give {found[:12]}...; build the bundle again")
+    return manifest
+
+
+def write_bundle(
+    path: str | os.PathLike[str],
+    files: Mapping[str, bytes | Path],
+    *,
+    model_version: str,
+    backend: str,
+    precision: str,
+    content_id: str,
+    fingerprint: Mapping[str, str | list[str]],
+    replace: bool = False,
+) -> Manifest:
+    """Write a bundle so that ``path`` is either absent (or the old bundle) or complete.
+
+    The files go to a sibling folder, are synced to disk, and one rename puts the folder in place. With ``replace`` the old bundle is
+    renamed away first and removed after: between the two renames ``path`` does not exist, so a running server should be given a new
+    path and not see its own replaced.
+
+    Parameters
+    ----------
+    files : content by name; a Path is copied.
+    replace : allow ``path`` to exist, if it is a bundle.
+
+    Raises
+    ------
+    BundleError : ``path`` exists and may not be replaced, a name or field is not allowed, or the disk refuses.
+    """
+    root = Path(path)
+    _check_target(root, replace=replace)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with _sibling(root) as temporary:
+            entries = {name: _write(temporary, name, content) for name, content in sorted(files.items())}
+            created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+            manifest = Manifest(model_version, backend, precision, content_id, created, fingerprint, entries)
+            # What is written must be what is accepted: the same check, on the same JSON.
+            manifest = Manifest.from_json(manifest.to_json())
+            _write(temporary, MANIFEST, json.dumps(manifest.to_json(), indent=1).encode() + b"\n")
+            _sync_folder(temporary)
+            _put_in_place(temporary, root)
+            _sync_folder(root.parent)
+    except OSError as error:
+        raise BundleError(f"{root}: the bundle could not be written: {error}") from error
+    return manifest
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What ``edgerec inspect`` shows, ready for JSON: the manifest, the model's sizes and training, and the parity figures.
+
+    Reads and verifies the small JSON files only; `verify_bundle` checks the rest. Raises BundleError.
+    """
+    manifest = read_manifest(path)
+    model = json_object(read_json(path, manifest, "model.json"), f"{path}: model.json")
+    features = read_json(path, manifest, "features.json")
+    return {
+        **manifest.to_json(),
+        "path": os.fspath(path),
+        "total_bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "model": {key: model.get(key) for key in ("name", "student", "text", "grades", "training", "dev_metrics", "export_check")},
+        "features": {key: features.get(key) for key in ("version", "hash", "buckets", "slots")} if isinstance(features, dict) else None,
+        "parity": read_json(path, manifest, "parity.json"),
+    }
+
+
+@contextmanager
+def _open(root: Path, name: str, *, exact_bytes: int | None = None, max_bytes: int = MAX_FILE_BYTES) -> Iterator[IO[bytes]]:
+    """Open a regular file of the expected size; a link, a folder or a pipe is refused without following or blocking."""
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for a writer.
+        descriptor = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{root}: {name} cannot be opened ({error}); expected a bundle folder with regular files") from error
+    with os.fdopen(descriptor, "rb", closefd=True) if _is_file(descriptor) else _refuse(descriptor, root, name) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if exact_bytes is not None and size != exact_bytes:
+            raise BundleError(f"{root}: {name} has {size} bytes, {MANIFEST} says {exact_bytes}; copy or build the bundle again")
+        if size > max_bytes:
+            raise BundleError(f"{root}: {name} has {size} bytes, at most {max_bytes} are allowed")
+        try:
+            yield stream
+        except OSError as error:
+            raise BundleError(f"{root}: {name} cannot be read: {error}") from error
+
+
+def _is_file(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def _refuse(descriptor: int, root: Path, name: str) -> IO[bytes]:
+    os.close(descriptor)
+    raise BundleError(f"{root}: {name} is not a regular file")
+
+
+def _read(root: Path, name: str, *, exact_bytes: int | None = None, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    with _open(root, name, exact_bytes=exact_bytes, max_bytes=max_bytes) as stream:
+        return stream.read(max_bytes if exact_bytes is None else exact_bytes)
+
+
+def _compare(root: Path, name: str, entry: FileEntry, found: str) -> None:
+    if found != entry.sha256:
+        raise BundleError(f"{root}: {name} has sha256 {found[:12]}..., {MANIFEST} says {entry.sha256[:12]}...; it was damaged or changed")
+
+
+def _check_target(root: Path, *, replace: bool) -> None:
+    if root.is_symlink():
+        raise BundleError(f"{root} is a symbolic link; give the folder it points to, or a new path")
+    if not root.exists():
+        return
+    if not replace:
+        raise BundleError(f"{root} exists; give a new path, or ask for it to be replaced")
+    if not (root / MANIFEST).is_file():
+        raise BundleError(f"{root} exists and is not a bundle (no {MANIFEST}); it will not be replaced")
+
+
+@contextmanager
+def _sibling(root: Path) -> Iterator[Path]:
+    """A new folder beside ``root`` (same file system, so that a rename is atomic), removed if it is still there at the end."""
+    temporary = _unique(root, "tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unique(root: Path, kind: str) -> Path:
+    return root.with_name(f".{root.name}.{secrets.token_hex(6)}.{kind}")
+
+
+def _write(folder: Path, name: str, content: bytes | Path) -> FileEntry:
+    if not is_plain_name(name):
+        raise BundleError(f"{name!r:.80} is not a plain file name")
+    digest, size = hashlib.sha256(), 0
+    with open(folder / name, "xb") as target:
+        for chunk in _chunks(content):
+            target.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+        target.flush()
+        os.fsync(target.fileno())
+    return FileEntry(digest.hexdigest(), size)
+
+
+def _chunks(content: bytes | Path) -> Iterator[bytes]:
+    if isinstance(content, bytes):
+        yield content
+        return
+    with open(content, "rb") as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _put_in_place(temporary: Path, root: Path) -> None:
+    if not root.exists():
+        os.rename(temporary, root)
+        return
+    old = _unique(root, "old")
+    os.rename(root, old)
+    try:
+        os.rename(temporary, root)
+    except OSError:
+        os.rename(old, root)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some file systems refuse fsync on a folder; the rename is atomic there all the same.
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
