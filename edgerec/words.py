@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from .errors import InputError
 
@@ -47,10 +48,10 @@ def split_words(text: str) -> list[str]:
     return _WORD.findall(normalize(text, MAX_CHARS))
 
 
-def split_trigrams(text: str) -> list[str]:
-    """Every three code points in a row of each word written as ``^word$``; a word always gives at least one."""
-    trigrams = []
-    for word in split_words(text):
+def split_trigrams(words: Iterable[str]) -> list[str]:
+    """Every three code points in a row of each word written as ``^word$``; a word gives at least one."""
+    trigrams: list[str] = []
+    for word in words:
         padded = f"^{word}$"
         trigrams += [padded[i : i + 3] for i in range(len(padded) - 2)]
     return trigrams

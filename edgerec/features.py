@@ -1,0 +1,252 @@
+"""Hashed features of query x item x user x context: the encoder that carries out a FeatureSpec.
+
+Training and serving run this same code over the same C core, and golden vectors in the spec prove it at load.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .corpus import item_from_record
+from .errors import FeatureError, InputError
+from .feature_spec import OPS, FeatureSpec, Field, Template, default_spec
+from .types import Item, UserProfile
+from .words import clean_text, normalize, split_trigrams, split_words
+
+__all__ = [
+    "FeatureEncoder",
+    "FeatureSpec",
+    "Field",
+    "ItemFeatures",
+    "QueryFeatures",
+    "Template",
+    "add_golden",
+    "check_golden",
+    "default_spec",
+]
+
+MISSING = "<missing>"
+Rows = tuple[NDArray[np.int32], NDArray[np.float32]]
+"""Feature ids int32 [N, F] and weights float32 [N, F]."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryFeatures:
+    """The hashes of all that is not the item. One entry per field that is not of the item, in spec order.
+
+    Attributes
+    ----------
+    hashes : uint64, ascending, no duplicates.
+    weights : float32 of the same length, or None where every weight is 1.
+    """
+
+    hashes: tuple[NDArray[np.uint64], ...]
+    weights: tuple[NDArray[np.float32] | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFeatures:
+    """The hashes of R items, column by column. One entry per item field, in spec order.
+
+    Attributes
+    ----------
+    hashes : uint64 [total of the field]; item i has ``hashes[offsets[i]:offsets[i + 1]]``, ascending, no duplicates.
+    offsets : int64 [R + 1]
+    """
+
+    hashes: tuple[NDArray[np.uint64], ...] = field(repr=False)
+    offsets: tuple[NDArray[np.int64], ...] = field(repr=False)
+
+
+class FeatureEncoder:
+    """Carries out a FeatureSpec. Immutable, and safe to share between threads."""
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        self.spec = spec
+        places = {entry.name: i for i, entry in enumerate(spec.fields)}
+        templates = spec.templates
+        self._plan = _core.FeaturePlan(
+            np.array([OPS[t.op] for t in templates], np.int32),
+            np.array([places[t.left] for t in templates], np.int32),
+            np.array([places[t.right] if t.right else -1 for t in templates], np.int32),
+            np.array([_core.hash64(clean_text(t.name).encode(), spec.seed) for t in templates], np.uint64),
+            buckets=spec.buckets,
+            slots=spec.slots,
+        )
+        self._item_fields = tuple(entry for entry in spec.fields if entry.side == "item")
+        self._query_fields = tuple(entry for entry in spec.fields if entry.side != "item")
+
+    def encode_query(self, text: str, user: UserProfile | None = None, context: Mapping[str, str] | None = None) -> QueryFeatures:
+        """Hash the query, the user and the context, once per request.
+
+        Raises
+        ------
+        InputError : `text`, `user` or a value in `context` is of another type, or a user's weight is not a finite number.
+        """
+        if not isinstance(text, str):
+            raise InputError(f"the query must be a str, got {type(text).__name__}")
+        if user is not None and not isinstance(user, UserProfile):
+            raise InputError(f"user must be a UserProfile, got {type(user).__name__}")
+        if context is not None and not isinstance(context, Mapping):
+            raise InputError(f"context must be a mapping of str to str, got {type(context).__name__}")
+        hashes, weights = [], []
+        for entry in self._query_fields:
+            given: Any = ""
+            if entry.side == "query":
+                given = text
+            elif entry.side == "user":
+                given = getattr(user, entry.source) if user is not None else ""
+            elif context is not None:
+                given = context.get(entry.source, "")
+            numbers = None
+            if entry.kind == "weights":
+                values, numbers = _weighted_values(given or {})
+            else:
+                values = _values(entry, given)
+            found, summed = _core.sort_unique(self._hash(entry, values), numbers)
+            hashes.append(found)
+            weights.append(summed)
+        return QueryFeatures(tuple(hashes), tuple(weights))
+
+    def encode_items(self, items: Sequence[Item]) -> ItemFeatures:
+        """Hash many items, one column at a time. Raises InputError for a value of another type."""
+        hashes, offsets = [], []
+        for entry in self._item_fields:
+            missing = [MISSING] if entry.kind in ("value", "log2") else []
+            flat: list[str] = []
+            counts = np.empty(len(items), np.int64)
+            for i, item in enumerate(items):
+                before = len(flat)
+                flat += _values(entry, getattr(item, entry.source)) or missing
+                counts[i] = len(flat) - before
+            column, starts = _sort_rows(self._hash(entry, flat), counts)
+            hashes.append(column)
+            offsets.append(starts)
+        return ItemFeatures(tuple(hashes), tuple(offsets))
+
+    def encode_rows(self, query: QueryFeatures, items: ItemFeatures, rows: NDArray[np.int64]) -> Rows:
+        """Features of the query with each of the chosen items.
+
+        Parameters
+        ----------
+        query, items : from `encode_query` and `encode_items` (or a catalogue), of this same spec.
+        rows : int64 [N], the items to take, in this order.
+
+        Returns
+        -------
+        ids : int32 [N, F]. weights : float32 [N, F], 0 in unused slots.
+        """
+        on_query = zip(query.hashes, query.weights, strict=True)
+        on_item = zip(items.hashes, items.offsets, strict=True)
+        sets: list[tuple[NDArray[np.uint64], NDArray[np.float32] | None, NDArray[np.int64] | None]] = []
+        for entry in self.spec.fields:
+            if entry.side == "item":
+                hashes, offsets = next(on_item)
+                sets.append((hashes, None, offsets))
+            else:
+                sets.append((*next(on_query), None))
+        return self._plan.encode(sets, rows)
+
+    def _hash(self, entry: Field, values: list[str]) -> NDArray[np.uint64]:
+        return _core.hash_strings(values, self.spec.seed, f"{clean_text(entry.namespace)}=".encode())
+
+
+def _values(entry: Field, given: Any) -> list[str]:
+    """The values of one field of one query or item, repeats kept; none when the source is empty."""
+    if entry.kind == "log2":
+        return _log2_bucket(given)
+    if isinstance(given, Mapping):
+        if entry.kind == "value":
+            return [f"{normalize(key)}:{normal}" for key, value in given.items() if (normal := normalize(value))]
+        given = " ".join(clean_text(value) for value in given.values())
+    if entry.kind == "value":
+        return [normal] if (normal := normalize(given)) else []
+    words = split_words(given)
+    return words if entry.kind == "words" else split_trigrams(words)
+
+
+def _log2_bucket(price: Any) -> list[str]:
+    if price is None or price == "":
+        return []
+    if not isinstance(price, int | float | np.integer | np.floating):
+        raise InputError(f"a price must be a number, None or '', got {price!r}")
+    return [str(math.floor(4 * math.log2(max(float(price), 0.01))))] if math.isfinite(price) else []
+
+
+def _weighted_values(given: Mapping[str, float]) -> tuple[list[str], NDArray[np.float32]]:
+    if not isinstance(given, Mapping):
+        raise InputError(f"brands and categories of a user are mappings of str to a weight, got {type(given).__name__}")
+    pairs = [(normal, weight) for value, weight in given.items() if (normal := normalize(value))]
+    try:
+        weights = np.array([weight for _, weight in pairs], np.float32)
+    except (TypeError, ValueError) as e:
+        raise InputError(f"a user's weights must be numbers: {e}") from e
+    if not np.isfinite(weights).all():
+        raise InputError("a user's weights must be finite")
+    return [value for value, _ in pairs], weights
+
+
+def _sort_rows(hashes: NDArray[np.uint64], counts: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Sort each row's hashes and drop its repeats, all rows at once."""
+    rows = np.repeat(np.arange(len(counts)), counts)
+    if len(counts) and counts.max() > 1:
+        order = np.lexsort((hashes, rows))
+        hashes, rows = hashes[order], rows[order]
+        keep = np.ones(len(hashes), bool)
+        keep[1:] = (hashes[1:] != hashes[:-1]) | (rows[1:] != rows[:-1])
+        hashes, rows = hashes[keep], rows[keep]
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(np.bincount(rows, minlength=len(counts)), out=offsets[1:])
+    return hashes, offsets
+
+
+def add_golden(spec: FeatureSpec, examples: Sequence[tuple[str, Item, UserProfile | None]]) -> FeatureSpec:
+    """The spec with the features of some examples written into it, for `check_golden` to reproduce at every load."""
+    encoder = FeatureEncoder(spec)
+    golden = []
+    for query, item, user in examples:
+        ids, weights = _encode_one(encoder, query, item, user)
+        golden.append({"query": query, "item": _item_json(item), "user": _user_json(user), "ids": ids, "weights": weights})
+    return replace(spec, golden=(*spec.golden, *golden))
+
+
+def check_golden(spec: FeatureSpec) -> None:
+    """Compute every golden example again. Raises FeatureError at the first that differs."""
+    encoder = FeatureEncoder(spec)
+    for number, example in enumerate(spec.golden, 1):
+        try:
+            item = item_from_record({"_id": example["item"]["id"], **example["item"]}, f"golden example {number}")
+            user = UserProfile(**example["user"]) if example.get("user") else None
+            ids, weights = _encode_one(encoder, example["query"], item, user)
+            same = ids == example["ids"] and np.allclose(weights, np.array(example["weights"], np.float32), rtol=1e-6, atol=0)
+        except (InputError, KeyError, TypeError, ValueError) as e:
+            raise FeatureError(f"golden example {number} of the feature spec cannot be read: {e}") from e
+        if not same:
+            raise FeatureError(
+                f"golden example {number} (query {example['query']!r}) gives the features {ids} {weights}, the spec says "
+                f"{example['ids']} {example['weights']}; this edgerec or Python does not compute what the model was trained with"
+            )
+
+
+def _encode_one(encoder: FeatureEncoder, query: str, item: Item, user: UserProfile | None) -> tuple[list[int], list[float]]:
+    """Ids and weights of one pair, without the unused slots at the end."""
+    ids, weights = encoder.encode_rows(encoder.encode_query(query, user), encoder.encode_items([item]), np.zeros(1, np.int64))
+    used = np.flatnonzero((ids[0] != 0) | (weights[0] != 0))
+    count = int(used[-1]) + 1 if len(used) else 0
+    return ids[0, :count].tolist(), weights[0, :count].tolist()
+
+
+def _item_json(item: Item) -> dict[str, Any]:
+    body = {name: getattr(item, name) for name in ("id", "title", "text", "brand", "category", "price")}
+    return {**body, "attributes": dict(item.attributes)}
+
+
+def _user_json(user: UserProfile | None) -> dict[str, Any] | None:
+    return None if user is None else {"id": user.id, "brands": dict(user.brands), "categories": dict(user.categories)}
