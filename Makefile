@@ -1,0 +1,71 @@
+# make help        what there is
+# Needs Python >= 3.10, a C compiler and make; everything else goes into .venv at the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?=
+
+BIN := $(VENV)/bin
+SOURCES := edgerec training tests benchmarks examples setup.py
+SETUP := $(VENV)/.edgerec-setup
+CORE := $(VENV)/.edgerec-core
+BENCH := $(VENV)/.edgerec-bench
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+# Tests and the demo read weights from local folders only.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup core lint types test check demo bench dist clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(SETUP) core  ## create .venv and install edgerec in it, editable, with all that development needs
+
+# Build isolation would fetch the newest build tools; these are pinned like the rest.
+$(SETUP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "edgerec needs Python >= 3.10, found " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) pip setuptools wheel cython numpy
+	$(PIP) --no-build-isolation --editable '.[train,build,dev]'
+	touch $@
+
+core: $(CORE)  ## compile csrc/ and edgerec/_core.pyx in place
+
+$(CORE): $(SETUP) setup.py edgerec/_core.pyx $(wildcard csrc/*.c csrc/*.h)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+lint: $(SETUP)  ## ruff and codespell
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/codespell $(SOURCES) csrc docs *.md
+
+types: $(SETUP) core  ## mypy --strict, and the stub of the C core against the compiled module
+	$(BIN)/mypy edgerec training
+	$(BIN)/python -m mypy.stubtest edgerec._core
+
+test: $(SETUP) core  ## the test suite, with coverage
+	$(BIN)/python -m pytest -m "not slow and not gpu" --cov --cov-report=term
+
+check: lint types test  ## all that CI runs
+
+demo: $(SETUP) core  ## the whole main job on a generated shop; DATA=folder takes your own
+	$(BIN)/python examples/demo.py $(if $(DATA),--data $(DATA))
+
+$(BENCH): $(SETUP)
+	$(PIP) --no-build-isolation --editable '.[bench]'
+	touch $@
+
+bench: $(BENCH) core  ## the benchmarks, beside their rivals
+	set -e; for file in benchmarks/bench_*.py; do $(BIN)/python $$file; done
+
+dist: $(SETUP)  ## sdist and wheel under dist/
+	$(BIN)/python -m build --no-isolation
+
+clean:  ## remove what the build made; keeps .venv, demo/ and models/
+	rm -rf build dist ./*.egg-info edgerec/_core.c edgerec/*.so .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -f $(CORE)
+	find edgerec training tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
