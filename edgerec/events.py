@@ -182,8 +182,8 @@ def read_lines(path: Path, on_fault: OnFault) -> Iterator[tuple[int, bytes]]:
     InputError : the file cannot be opened.
     """
     try:
-        opener: Callable[..., IO[bytes]] = gzip.open if path.suffix == ".gz" else open
-        file = opener(path, "rb")
+        opener: Any = gzip.open if path.suffix == ".gz" else open
+        file: IO[bytes] = opener(path, "rb")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     number = 0

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from .dice import Dice
-from .words import Lexicon
+from .lexicon import Lexicon
 
 if TYPE_CHECKING:
     from .simulate import Need, Product

@@ -18,9 +18,9 @@ from edgerec.types import Item
 from .clicks import ClickModel, Searcher, draw_users, simulate_log
 from .dice import Dice
 from .folder import item_row, new_folder, write_json, write_jsonl, write_qrels
+from .lexicon import Lexicon, misspell
 from .shop import Kind, brands, dimensions, kinds
 from .twins import split_groups, twin_groups
-from .words import Lexicon, misspell
 
 GRADES = (0, 3)
 """Grades: 3 the thing asked for; 2 the thing, half of the wishes or more met; 1 the thing, fewer met, or a stand-in; 0 no."""
