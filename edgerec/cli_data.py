@@ -1,0 +1,92 @@
+"""``edgerec data``: check, convert and generate data folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .cli_output import EXISTING_FOLDER, NEW_FOLDER, as_json, needs, show
+
+
+@click.group()
+def data() -> None:
+    """Check, convert and generate data folders (layout: docs/data.md)."""
+
+
+@data.command()
+@click.argument("folder", type=EXISTING_FOLDER)
+@as_json
+@click.pass_context
+def validate(ctx: click.Context, folder: Path, as_json: bool) -> None:
+    """Read the whole FOLDER and report counts, grades, duplicates, orphans and faults, each with file and line.
+
+    Exit code 1 when there is an error; warnings alone pass.
+
+    \b
+    Example:
+      edgerec data validate shop
+    """
+    from .training.validate import validate as run
+
+    report = run(folder)
+    if as_json:
+        show(report.to_json(), as_json=True)
+    else:
+        click.echo(report.to_text())
+    if report.errors:
+        ctx.exit(1)
+
+
+@data.command("import")
+@click.argument("kind", type=click.Choice(["wands", "esci", "homedepot", "crowdflower"]))
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("folder", type=NEW_FOLDER)
+@as_json
+def import_(kind: str, source: Path, folder: Path, as_json: bool) -> None:
+    """Convert a public data set, as its owner publishes it in SOURCE, to a data FOLDER.
+
+    \b
+    Example:
+      edgerec data import wands WANDS/dataset wands
+    """
+    with needs("train"):
+        from .training.importers import import_dataset
+
+        import_dataset(kind, source, folder)
+    _describe(folder, as_json)
+
+
+@data.command()
+@click.argument("folder", type=NEW_FOLDER)
+@click.option("--items", default=2000, show_default=True, type=click.IntRange(min=1), help="Items in the corpus.")
+@click.option("--queries", default=300, show_default=True, type=click.IntRange(min=1), help="Judged queries.")
+@click.option("--users", default=100, show_default=True, type=click.IntRange(min=1), help="Users with a taste in brands and prices.")
+@click.option("--events", default=5000, show_default=True, type=click.IntRange(min=0), help="Impressions to simulate.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same bytes.")
+@as_json
+def simulate(folder: Path, items: int, queries: int, users: int, events: int, seed: int, as_json: bool) -> None:
+    """Generate a shop with known truth: items, judged queries, users and their behaviour.
+
+    \b
+    Example:
+      edgerec data simulate shop --items 2000 --queries 300 --users 50 --events 5000 --seed 1
+    """
+    from .training.simulate import simulate as run
+
+    run(folder, items=items, queries=queries, users=users, events=events, seed=seed)
+    _describe(folder, as_json)
+
+
+def _describe(folder: Path, as_json: bool) -> None:
+    from .training.data import load_dataset
+
+    loaded = load_dataset(folder)
+    result = {
+        "folder": str(folder),
+        "items": len(loaded.items),
+        "queries": len(loaded.queries),
+        "judgements": {split: sum(map(len, judged.values())) for split, judged in loaded.qrels.items()},
+        "sha256": loaded.sha256,
+    }
+    show(result, as_json=as_json)

@@ -1,0 +1,247 @@
+"""``edgerec build-engine``, ``build-catalog``, ``rank``, ``bench``, ``inspect`` and ``verify``: everything on the serving machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from .cli_output import EXISTING_FILE, EXISTING_FOLDER, NEW_FOLDER, as_json, counter, needs, show
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .types import Item, UserProfile
+
+threads = click.option("--threads", type=click.IntRange(min=1), help="Engine threads.  [default: the processors this process may use]")
+
+
+@click.command("build-engine")
+@click.argument("export", type=EXISTING_FOLDER)
+@click.argument("bundle", type=NEW_FOLDER)
+@click.option("--backend", default="ort", show_default=True, type=click.Choice(["ort", "reference"]), help="What will run the model.")
+@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "int8"]), help="Arithmetic of the engine.")
+@as_json
+def build_engine(export: Path, bundle: Path, backend: str, precision: str, as_json: bool) -> None:
+    """Build the BUNDLE of an EXPORT folder for this machine.
+
+    The built engine is compared with the fp32 graph on the calibration queries: logits, top-k overlap, nDCG@10. Above a tolerance the
+    exit code is 1 and no bundle is written.
+
+    \b
+    Example:
+      edgerec build-engine student-export bundle --backend ort --precision int8
+    """
+    with needs("build"):
+        from .builder import build_engine as run
+
+        report = run(export, bundle, backend=backend, precision=precision)
+    show(report.to_json(), as_json=as_json)
+
+
+@click.command("build-catalog")
+@click.argument("corpus", type=EXISTING_FILE)
+@click.argument("bundle", type=EXISTING_FOLDER)
+@click.argument("catalog", type=NEW_FOLDER)
+@as_json
+def build_catalog(corpus: Path, bundle: Path, catalog: Path, as_json: bool) -> None:
+    """Tokenise and hash every item of CORPUS (corpus.jsonl or .gz) once, for one BUNDLE, into a memory-mapped CATALOG.
+
+    \b
+    Example:
+      edgerec build-catalog shop/corpus.jsonl bundle catalog
+    """
+    from .catalog import build_catalog as run
+    from .corpus import read_items
+
+    with counter("items") as progress:
+        info = run(read_items(corpus), bundle, catalog, progress=progress)
+    show(info.to_json(), as_json=as_json)
+
+
+@click.command()
+@click.argument("bundle", type=EXISTING_FOLDER)
+@click.option("--catalog", type=EXISTING_FOLDER, help="A catalogue built for this bundle; needed for candidates given by id.")
+@click.option("--query", required=True, help="The search text.")
+@click.option("--candidates", type=click.File(encoding="utf-8"), help="A line each: an item id, or an item as in corpus.jsonl. - is stdin.")
+@click.option("--top-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many to return.")
+@click.option("--user", help='What is known of the searcher, e.g. {"brands": {"acme": 0.8}}.')
+@click.option("--context", multiple=True, metavar="KEY=VALUE", help="A context field; may be repeated.")
+@threads
+@as_json
+def rank(
+    bundle: Path,
+    catalog: Path | None,
+    query: str,
+    candidates: TextIO | None,
+    top_k: int,
+    user: str | None,
+    context: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Rank candidates for one query. Without --candidates, every item of the catalogue is a candidate.
+
+    \b
+    Example:
+      edgerec rank bundle --catalog catalog --query "red lamp" --candidates ids.txt --top-k 5
+    """
+    from .ranker import Ranker
+
+    if candidates is not None:
+        listed = _read_candidates(candidates)
+    elif catalog is not None:
+        listed = _all_ids(catalog)
+    else:
+        raise click.UsageError("give --catalog, or --candidates with whole items, or both")
+    profile, fields = _read_user(user), _read_context(context)
+    with Ranker.open(bundle, catalog=catalog, threads=threads) as ranker:
+        result = ranker.rank(query, listed, top_k=top_k, user=profile, context=fields)
+    if as_json:
+        show(
+            {
+                "results": [{"id": i, "score": float(s)} for i, s in zip(result.ids, result.scores.tolist(), strict=True)],
+                "skipped": [{"id": i, "reason": why} for i, why in result.skipped],
+                "degraded": result.degraded,
+                "reason": result.reason,
+                "timings_us": dict(result.timings_us),
+                "model_version": result.model_version,
+            },
+            as_json=True,
+        )
+        return
+    for place, (item_id, score) in enumerate(zip(result.ids, result.scores.tolist(), strict=True), 1):
+        click.echo(f"{place:>3}  {score:>9.4f}  {item_id}")
+    for item_id, why in result.skipped:
+        click.echo(f"skipped {item_id}: {why}", err=True)
+
+
+@click.command()
+@click.argument("bundle", type=EXISTING_FOLDER)
+@click.option("--data", required=True, type=EXISTING_FOLDER, help="Data folder that gives the queries and the items.")
+@click.option(
+    "--candidates", multiple=True, type=click.IntRange(min=1), help="Candidates a query; may be repeated.  [default: 10 100 1000]"
+)
+@click.option("--repeat", default=200, show_default=True, type=click.IntRange(min=1), help="Timed calls for each number of candidates.")
+@as_json
+def bench(bundle: Path, data: Path, candidates: tuple[int, ...], repeat: int, as_json: bool) -> None:
+    """Time a BUNDLE on real queries and items: p50, p95, p99 by number of candidates, stage by stage.
+
+    \b
+    Example:
+      edgerec bench bundle --data shop --json
+    """
+    from .bench import bench as run
+    from .training.data import load_dataset
+
+    loaded = load_dataset(data)
+    sizes = candidates or (10, 100, 1000)
+    report = run(bundle, queries=list(loaded.queries.values()), items=list(loaded.items.values()), candidates=sizes, repeat=repeat)
+    if as_json:
+        show(report.to_json(), as_json=True)
+    else:
+        click.echo(report.to_markdown())
+
+
+@click.command()
+@click.argument("bundle", type=EXISTING_FOLDER)
+@as_json
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Say what a BUNDLE is: model, backend, precision, the machine it was built on, files, parity.
+
+    Only the small JSON files are checked against their hashes; `edgerec verify` checks all.
+
+    \b
+    Example:
+      edgerec inspect bundle
+    """
+    from .bundle import describe
+
+    show(describe(bundle), as_json=as_json)
+
+
+@click.command()
+@click.argument("bundle", type=EXISTING_FOLDER)
+@as_json
+def verify(bundle: Path, as_json: bool) -> None:
+    """Check every file of a BUNDLE against its manifest, size and sha256, and reproduce the golden feature vectors.
+
+    \b
+    Example:
+      edgerec verify bundle
+    """
+    from .bundle import read_json, verify_bundle
+    from .features import FeatureSpec, check_golden
+
+    manifest = verify_bundle(bundle)
+    features = read_json(bundle, manifest, "features.json")
+    if features is not None:
+        check_golden(FeatureSpec.from_json(features))
+    show({"bundle": str(bundle), "model_version": manifest.model_version, "files": len(manifest.files), "ok": True}, as_json=as_json)
+
+
+def _all_ids(folder: Path) -> list[str | Item]:
+    """Every id of a catalogue, in the order of the corpus."""
+    from itertools import pairwise
+
+    import numpy as np
+
+    from .catalog import Catalog
+    from .segment import SectionFile
+
+    found: list[str | Item] = []
+    for segment in Catalog.open(folder).info.segments:
+        sections = SectionFile(folder / segment["file"])
+        text = sections.column("ids", np.uint8).tobytes()
+        offsets = sections.column("ids.offsets", np.int64).tolist()
+        found += [text[start:end].decode() for start, end in pairwise(offsets)]
+    return found
+
+
+def _read_candidates(lines: TextIO) -> list[str | Item]:
+    from .corpus import item_from_record
+
+    found: list[str | Item] = []
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text:
+            continue
+        place = f"{lines.name}:{number}"
+        found.append(item_from_record(_object(text, place), place) if text.startswith("{") else text)
+    return found
+
+
+def _read_user(text: str | None) -> UserProfile | None:
+    from .types import UserProfile
+
+    if text is None:
+        return None
+    fields = _object(text, "--user")
+    unknown = sorted(set(fields) - {"id", "brands", "categories"})
+    if unknown:
+        raise InputError(f"--user: unknown keys {unknown}; expected id, brands, categories")
+    for name in ("brands", "categories"):
+        weights = fields.get(name, {})
+        if not isinstance(weights, dict) or not all(isinstance(w, (int, float)) for w in weights.values()):
+            raise InputError(f"--user: {name} is {weights!r}; expected an object of numbers")
+    return UserProfile(id=str(fields.get("id", "")), brands=fields.get("brands", {}), categories=fields.get("categories", {}))
+
+
+def _read_context(pairs: tuple[str, ...]) -> Mapping[str, str] | None:
+    split = [pair.partition("=") for pair in pairs]
+    wrong = [pair for pair, (_, equals, _) in zip(pairs, split, strict=True) if not equals]
+    if wrong:
+        raise click.BadParameter(f"{wrong[0]!r} is not KEY=VALUE", param_hint="--context")
+    return {key: value for key, _, value in split} or None
+
+
+def _object(text: str, place: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{place}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: expected a JSON object, found {type(value).__name__}")
+    return value

@@ -1,0 +1,115 @@
+"""``edgerec train``, ``distill``, ``export`` and ``evaluate``: the training half. Needs the extra ``train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .cli_output import EXISTING_FOLDER, NEW_FILE, NEW_FOLDER, as_json, dump, needs, on_terminal, show, write_text
+
+data_folders = click.option("--data", "data", multiple=True, required=True, type=EXISTING_FOLDER, help="A data folder; may be repeated.")
+resume = click.option("--resume", is_flag=True, help="Go on from the last checkpoint under --out.")
+
+
+@click.command()
+@data_folders
+@click.option("--base-model", required=True, help="A local folder in Hugging Face layout, or a hub name.")
+@click.option("--recipe", required=True, type=click.Path(path_type=Path), help="A TOML file, or the name of a recipe that edgerec ships.")
+@click.option("--out", required=True, type=NEW_FOLDER, help="The teacher's folder.")
+@resume
+@as_json
+def train(data: tuple[Path, ...], base_model: str, recipe: Path, out: Path, resume: bool, as_json: bool) -> None:
+    """Fine-tune a cross-encoder teacher on graded judgements.
+
+    \b
+    Example:
+      edgerec train --data shop --base-model models/minilm-l6 --recipe demo-teacher --out teacher
+    """
+    with needs("train"):
+        from .training.config import load_recipe
+        from .training.teacher import train_teacher
+
+        settings = load_recipe(recipe)
+        result = train_teacher(data, base_model, settings, out, resume=resume, progress=on_terminal())
+    show(result, as_json=as_json)
+
+
+@click.command()
+@click.option("--teacher", required=True, type=EXISTING_FOLDER, help="A folder that `edgerec train` wrote.")
+@data_folders
+@click.option("--student", required=True, type=click.Path(path_type=Path), help="The student's recipe: a TOML file, or a shipped name.")
+@click.option("--out", required=True, type=NEW_FOLDER, help="The student's folder.")
+@resume
+@as_json
+def distill(teacher: Path, data: tuple[Path, ...], student: Path, out: Path, resume: bool, as_json: bool) -> None:
+    """Train a small student on a teacher's scores and on the judgements.
+
+    \b
+    Example:
+      edgerec distill --teacher teacher --data shop --student demo-student --out student
+    """
+    with needs("train"):
+        from .training.config import load_recipe
+        from .training.distill import distill as run
+
+        settings = load_recipe(student)
+        result = run(teacher, data, settings, out, resume=resume, progress=on_terminal())
+    show(result, as_json=as_json)
+
+
+@click.command()
+@click.argument("student", type=EXISTING_FOLDER)
+@click.argument("export", type=NEW_FOLDER)
+@click.option("--data", "data", multiple=True, type=EXISTING_FOLDER, help="Data folder whose dev split gives the calibration sample.")
+@as_json
+def export(student: Path, export: Path, data: tuple[Path, ...], as_json: bool) -> None:
+    """Write a STUDENT as an EXPORT folder: ONNX graph, tokenizer, model.json, calibration sample.
+
+    The graph is compared with torch on several shapes before the folder appears.
+
+    \b
+    Example:
+      edgerec export student student-export --data shop
+    """
+    with needs("train"):
+        from .training.export import export_student
+
+        result = export_student(student, export, data=data)
+    show(result, as_json=as_json)
+
+
+@click.command()
+@click.option("--data", "data", required=True, type=EXISTING_FOLDER, help="The data folder to judge by.")
+@click.option("--split", default="dev", show_default=True, help="The split: a file in FOLDER/qrels.")
+@click.option("--model", "models", multiple=True, type=EXISTING_FOLDER, help="A teacher or student folder; may be repeated.")
+@click.option("--bundle", "bundles", multiple=True, type=EXISTING_FOLDER, help="A bundle; may be repeated.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap intervals.")
+@click.option("--json", "json_file", type=NEW_FILE, help="Also write the table as JSON to this file.")
+@click.option("--report", type=NEW_FILE, help="Also write an HTML page with the table and a plot.")
+def evaluate(
+    data: Path,
+    split: str,
+    models: tuple[Path, ...],
+    bundles: tuple[Path, ...],
+    seed: int,
+    json_file: Path | None,
+    report: Path | None,
+) -> None:
+    """Compare models and bundles with "no rerank" and BM25: nDCG@10, MRR@10, AUC with 95 % intervals.
+
+    \b
+    Example:
+      edgerec evaluate --data shop --split dev --model teacher --bundle bundle --json table.json
+    """
+    with needs("train"):
+        from .training.evaluate import evaluate as run
+
+        table = run(data, split, models=models, bundles=bundles, seed=seed)
+    if json_file is not None:
+        write_text(json_file, dump(table.to_json()) + "\n")
+    if report is not None:
+        from .cli_report import render
+
+        write_text(report, render(table.to_json()))
+    click.echo(table.to_markdown())
