@@ -83,6 +83,11 @@ class FeatureEncoder:
         self._item_fields = tuple(entry for entry in spec.fields if entry.side == "item")
         self._query_fields = tuple(entry for entry in spec.fields if entry.side != "item")
 
+    @property
+    def item_fields(self) -> tuple[str, ...]:
+        """The names of the fields that read the item, in the order of the columns of `ItemFeatures`."""
+        return tuple(entry.name for entry in self._item_fields)
+
     def encode_query(self, text: str, user: UserProfile | None = None, context: Mapping[str, str] | None = None) -> QueryFeatures:
         """Hash the query, the user and the context, once per request.
 

@@ -1,0 +1,101 @@
+"""The catalogue: everything about an item that does not need the query, computed once and memory-mapped.
+
+Opening costs the same for a thousand items and for ten million: no column is read. Layout: docs/formats.md, "Catalogue".
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .catalog_info import ID_SEED, CatalogInfo, read_info
+from .catalog_writer import build_catalog
+from .errors import BundleError
+from .features import ItemFeatures
+from .segment import SectionFile
+
+__all__ = ["Catalog", "CatalogInfo", "build_catalog"]
+
+
+class Catalog:
+    """An open catalogue: read-only, and safe to share between threads.
+
+    Attributes
+    ----------
+    info : what ``catalog.json`` says.
+    item_tokens : (tokens int32 [total], offsets int64 [R + 1]); item i is ``tokens[offsets[i]:offsets[i + 1]]``.
+    features : the hashes of the items' fields; no columns for a bundle without features.
+    content : uint64 [R], a hash of each item's content, to tell what changed when the catalogue is rebuilt.
+    """
+
+    def __init__(self, info: CatalogInfo, sections: SectionFile) -> None:
+        self.info = info
+        self._sections = sections
+        self._ids = self._ragged("ids", np.uint8)
+        self._keys = sections.column("ids.index.keys", np.uint64)
+        self._slots = sections.column("ids.index.slots", np.int32)
+        self.item_tokens: tuple[NDArray[np.int32], NDArray[np.int64]] = self._ragged("tokens", np.int32)
+        self.content: NDArray[np.uint64] = sections.column("content", np.uint64)
+        columns = [self._ragged(f"feature{i}", np.uint64) for i in range(len(info.fields))]
+        self.features = ItemFeatures(tuple(hashes for hashes, _ in columns), tuple(offsets for _, offsets in columns))
+        capacity = len(self._keys)
+        if len(self._slots) != capacity or capacity & (capacity - 1) or capacity <= info.items or len(self.content) != info.items:
+            raise BundleError(
+                f"{sections.path}: the index or the content column does not fit {info.items} items; build the catalogue again"
+            )
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Catalog:
+        """Memory-map a catalogue folder.
+
+        Parameters
+        ----------
+        path : the folder `build_catalog` wrote. It must not be changed while it is open.
+        verify : read everything and compare checksums and offsets; takes as long as reading the files.
+
+        Raises
+        ------
+        BundleError : the folder is missing, damaged, or of another version.
+        """
+        root = Path(path)
+        info = read_info(root)
+        catalog = cls(info, SectionFile(root / info.segments[0].file))
+        if verify:
+            catalog._verify()
+        return catalog
+
+    def __len__(self) -> int:
+        return self.info.items
+
+    def ids(self) -> list[str]:
+        """Every id, in row order: reads the whole column."""
+        data, offsets = self._ids
+        text = data.tobytes()
+        ends = offsets.tolist()
+        return [text[start:end].decode() for start, end in itertools.pairwise(ends)]
+
+    def find(self, ids: list[str]) -> NDArray[np.int64]:
+        """Rows of the ids, int64 [N]; -1 where the id is not in the catalogue."""
+        return _core.index_find(self._keys, self._slots, *self._ids, ids, ID_SEED)
+
+    def _ragged(self, name: str, dtype: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        values = self._sections.column(name, dtype)
+        offsets = self._sections.column(f"{name}.offsets", np.int64)
+        # Two reads of eight bytes; the offsets between are checked row by row where they are used, and all by `verify`.
+        if len(offsets) != self.info.items + 1 or offsets[0] != 0 or offsets[-1] != len(values):
+            raise BundleError(
+                f"{self._sections.path}: the offsets of {name!r} do not fit its {len(values)} values; build the catalogue again"
+            )
+        return values, offsets
+
+    def _verify(self) -> None:
+        self._sections.verify()
+        for offsets in (self._ids[1], self.item_tokens[1], *self.features.offsets):
+            if (np.diff(offsets) < 0).any():
+                raise BundleError(f"{self._sections.path}: offsets go backwards; build the catalogue again")
