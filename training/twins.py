@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 
 from edgerec.errors import InputError
+from edgerec.words import split_words
 
 SHARES: Mapping[str, float] = {"train": 0.7, "dev": 0.15, "test": 0.15}
 """The share of the queries each split gets where the publisher made no split."""
 
-_WORD = re.compile(r"\w+")
 # Below this many characters, one changed letter makes another word ("bed lamp", "red lamp"), above it a misspelling.
 _SHORTEST_MISSPELT = 8
 
@@ -53,10 +51,10 @@ def twin_groups(texts: Sequence[str], keys: Sequence[Hashable] | None = None) ->
     by_length: dict[int, dict[str, int]] = {}
     for place, text in enumerate(texts):
         words = _words(text)
-        join(first.setdefault(("words", *sorted(words)), place), place)
+        join(first.setdefault(("words", *sorted(words)) if words else ("text", text), place), place)
         if keys is not None:
             join(first.setdefault(("key", keys[place]), place), place)
-        squeezed = "".join(words)
+        squeezed = "".join(words) or text
         join(by_length.setdefault(len(squeezed), {}).setdefault(squeezed, place), place)
     for length in sorted(by_length):
         if length < _SHORTEST_MISSPELT:
@@ -116,5 +114,4 @@ def split_groups(texts: Sequence[str], groups: Sequence[int], *, seed: int, shar
 
 
 def _words(text: str) -> list[str]:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in _WORD.findall(folded)]
+    return [word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in split_words(text)]
