@@ -1,14 +1,24 @@
-"""edgerec: rankers that run inside the search server."""
+"""edgerec: rankers that run inside the search server.
+
+``import edgerec`` loads NumPy and nothing heavier: `Ranker` and `Catalog` are imported when they are first used.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .errors import BuildError, BundleError, EdgerecError, EngineError, FeatureError, InputError, MissingExtraError
 from .types import Item, RankedList, UserProfile
+
+if TYPE_CHECKING:
+    from .catalog import Catalog
+    from .ranker import Ranker
 
 __version__ = "0.1.0"
 __all__ = [
     "BuildError",
     "BundleError",
+    "Catalog",
     "EdgerecError",
     "EngineError",
     "FeatureError",
@@ -16,5 +26,22 @@ __all__ = [
     "Item",
     "MissingExtraError",
     "RankedList",
+    "Ranker",
     "UserProfile",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Ranker":
+        from .ranker import Ranker
+
+        return Ranker
+    if name == "Catalog":
+        from .catalog import Catalog
+
+        return Catalog
+    raise AttributeError(f"module 'edgerec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

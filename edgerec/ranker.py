@@ -1,0 +1,269 @@
+"""The serve path, top to bottom: look up, encode, score, select, return. One `Ranker` serves any number of threads."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .bundle import read_file, read_json, read_manifest, verify_bundle
+from .catalog import Catalog
+from .engine import Engine, open_engine
+from .errors import BundleError, InputError
+from .features import FeatureEncoder, FeatureSpec, ItemFeatures, QueryFeatures, check_golden
+from .manifest import Manifest
+from .ranker_candidates import Candidate, Candidates, sort_out
+from .text import TextEncoder, TextSpec
+from .types import Batch, RankedList, UserProfile
+
+BATCH_ROWS = 16
+"""Rows of an engine call. Rows are sorted by length first, so a small batch has little padding."""
+BATCH_TOKENS = 2048
+"""At most so many tokens in an engine call, padding included: bounds its memory, whatever the candidates are."""
+WIDTH_STEP = 4
+"""T is rounded up to a multiple of this, so that the engine meets few different shapes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Candidates whose tokens and features lie in the same arrays: those of the catalogue, or those given whole."""
+
+    positions: NDArray[np.int64]  # [N] places in the caller's list
+    rows: NDArray[np.int64]  # [N] rows of the arrays below
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    features: ItemFeatures
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Microseconds by stage; `lap` books the time since the last lap."""
+
+    us: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("lookup", "encode", "score", "select", "total"), 0.0))
+    _start: int = field(default_factory=perf_counter_ns)
+    _last: int = 0
+
+    def lap(self, stage: str) -> None:
+        now = perf_counter_ns()
+        self.us[stage] += (now - (self._last or self._start)) / 1000
+        self.us["total"] = (now - self._start) / 1000
+        self._last = now
+
+
+class Ranker:
+    """A model, opened and ready to rank. Made by `Ranker.open`; closed by `close` or at the end of a ``with`` block.
+
+    Attributes
+    ----------
+    manifest : of the open bundle.
+    catalog : the open catalogue, or None.
+    """
+
+    def __init__(
+        self, manifest: Manifest, text: TextEncoder, features: FeatureEncoder | None, engine: Engine, catalog: Catalog | None
+    ) -> None:
+        self.manifest = manifest
+        self.catalog = catalog
+        self._text, self._features, self._engine = text, features, engine
+        self._prefix, self._middle, self._suffix = (
+            np.array(ids, np.int32) for ids in (text.spec.prefix, text.spec.middle, text.spec.suffix)
+        )
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | os.PathLike[str],
+        *,
+        catalog: str | os.PathLike[str] | Catalog | None = None,
+        threads: int | None = None,
+        verify: bool = True,
+    ) -> Ranker:
+        """Open a bundle, and the catalogue that was built for it.
+
+        Parameters
+        ----------
+        bundle : the folder `edgerec build-engine` wrote.
+        catalog : a catalogue folder, or one already open; without it every candidate must be a whole item.
+        threads : of one engine call; None: the cores this process may use. A server that ranks many queries at once wants 1.
+        verify : check the SHA-256 of every file of the bundle first.
+
+        Raises
+        ------
+        BundleError : the bundle or the catalogue is damaged, or the catalogue belongs to another bundle (both ids are named).
+        FeatureError : the golden feature vectors of the model do not reproduce here.
+        EngineError : the engine cannot be loaded on this machine.
+        """
+        root = Path(bundle)
+        manifest = verify_bundle(root) if verify else read_manifest(root)
+        model, spec = read_json(root, manifest, "model.json"), read_json(root, manifest, "features.json")
+        try:
+            text_spec = TextSpec.from_json(model["text"])
+        except (InputError, KeyError, TypeError) as e:
+            raise BundleError(f"{root}: the text part of model.json is not usable: {e}; build the bundle again") from e
+        features = None
+        if spec is not None:
+            feature_spec = FeatureSpec.from_json(spec)
+            check_golden(feature_spec)
+            features = FeatureEncoder(feature_spec)
+        opened = catalog if isinstance(catalog, Catalog) or catalog is None else Catalog.open(catalog)
+        if opened is not None and opened.info.content_id != manifest.content_id:
+            raise BundleError(
+                f"the catalogue was built for content_id {opened.info.content_id} (model {opened.info.model_version}), but {root} has "
+                f"content_id {manifest.content_id} (model {manifest.model_version}); run `edgerec build-catalog` with this bundle"
+            )
+        read_file(root, manifest, "tokenizer.json")  # for its hash, also without verify: the next line parses the file
+        return cls(manifest, TextEncoder(root / "tokenizer.json", text_spec), features, open_engine(root, threads=threads), opened)
+
+    def rank(
+        self,
+        query: str,
+        candidates: Iterable[Candidate],
+        *,
+        top_k: int = 10,
+        user: UserProfile | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> RankedList:
+        """The best `top_k` of the candidates, best first. No argument is changed.
+
+        Parameters
+        ----------
+        query : any text; only its first tokens count (`TextSpec.max_query_tokens`).
+        candidates : ids of the catalogue, `Item` objects, or mappings with the keys of a line of `corpus.jsonl`; may be mixed.
+            Their order decides ties. An id that is unknown, or that came before, is listed in `RankedList.skipped`.
+        top_k : at least 1; more than there are candidates returns all.
+        user, context : what else the feature spec may read.
+
+        Raises
+        ------
+        InputError : an argument of another type or value, or an id without a catalogue.
+        EngineError : the engine failed, or the ranker is closed.
+        """
+        clock = _Clock()
+        try:
+            wanted = operator.index(top_k)
+        except TypeError as e:
+            raise InputError(f"top_k must be an int, got {type(top_k).__name__}") from e
+        if wanted < 1:
+            raise InputError(f"top_k is {wanted}; expected at least 1")
+        found = sort_out(candidates, self.catalog)
+        clock.lap("lookup")
+        top = _core.TopK(min(wanted, len(found.ids)))
+        skipped = list(found.skipped)
+        for positions, logits in self._score(query, found, user, context, clock):
+            top.push_at(logits, positions)
+            skipped += [(int(i), "score is NaN") for i in positions[np.isnan(logits)]]
+            clock.lap("select")
+        places, scores = top.finish()
+        result = RankedList(
+            ids=tuple(found.ids[i] for i in places.tolist()),
+            scores=scores,
+            skipped=tuple((found.ids[i], reason) for i, reason in sorted(skipped)),
+            timings_us=clock.us,
+            model_version=self.manifest.model_version,
+        )
+        clock.lap("select")
+        return result
+
+    def score(
+        self,
+        query: str,
+        candidates: Iterable[Candidate],
+        *,
+        user: UserProfile | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> NDArray[np.float32]:
+        """The score of every candidate, float32 [N], in the order given; NaN for an unknown id.
+
+        An id that came before has the score of its first place. Parameters and errors as in `rank`.
+        """
+        found = sort_out(candidates, self.catalog)
+        scores = np.full(len(found.ids), np.nan, np.float32)
+        for positions, logits in self._score(query, found, user, context, _Clock()):
+            scores[positions] = logits
+        for position, first in found.duplicates.items():
+            scores[position] = scores[first]
+        return scores
+
+    def close(self) -> None:
+        """Release the engine; ranking afterwards raises EngineError."""
+        self._engine.close()
+
+    def __enter__(self) -> Ranker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _score(
+        self, query: str, found: Candidates, user: UserProfile | None, context: Mapping[str, str] | None, clock: _Clock
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Encode and score, batch by batch: yields places in the caller's list, int64 [B], and logits, float32 [B]."""
+        _check_request(query, user, context)
+        query_tokens = self._text.encode_query(query)
+        query_features = self._features.encode_query(query, user, context) if self._features else None
+        for table in self._tables(found):
+            for positions, batch in self._batches(query_tokens, query_features, table):
+                clock.lap("encode")
+                logits = self._engine.run(batch)
+                clock.lap("score")
+                yield positions, logits
+        clock.lap("encode")
+
+    def _tables(self, found: Candidates) -> Iterator[_Table]:
+        if self.catalog is not None and len(found.rows):
+            yield _Table(found.row_positions, found.rows, *self.catalog.item_tokens, self.catalog.features)
+        if found.items:
+            tokens, offsets = self._text.encode_items([self._text.item_text(item) for item in found.items])
+            features = self._features.encode_items(found.items) if self._features else ItemFeatures((), ())
+            yield _Table(found.item_positions, np.arange(len(found.items)), tokens, offsets, features)
+
+    def _batches(
+        self, query_tokens: NDArray[np.int32], query_features: QueryFeatures | None, table: _Table
+    ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Rows sorted by length, the longest first, in batches that keep `BATCH_ROWS` and `BATCH_TOKENS`."""
+        spec = self._text.spec
+        tokens, offsets = table.tokens, table.offsets
+        lengths = offsets[table.rows + 1] - offsets[table.rows] + (len(query_tokens) + spec.special_tokens)
+        order = np.argsort(-lengths, kind="stable")
+        rows, positions, lengths = table.rows[order], table.positions[order], lengths[order]
+        if query_features is None or self._features is None:
+            ids, weights = np.zeros((len(rows), 0), np.int32), np.zeros((len(rows), 0), np.float32)
+        else:
+            ids, weights = self._features.encode_rows(query_features, table.features, rows)
+        start = 0
+        while start < len(rows):
+            width = max(1, min(-(-int(lengths[start]) // WIDTH_STEP) * WIDTH_STEP, spec.max_tokens))
+            end = start + max(1, min(BATCH_ROWS, BATCH_TOKENS // width))
+            input_ids, mask, types = _core.pack_pairs(
+                query_tokens,
+                tokens,
+                offsets,
+                rows[start:end],
+                prefix=self._prefix,
+                middle=self._middle,
+                suffix=self._suffix,
+                pad_id=spec.pad_id,
+                query_type=spec.query_type,
+                item_type=spec.item_type,
+                max_tokens=spec.max_tokens,
+                width=width,
+            )
+            yield positions[start:end], Batch(input_ids, mask, types, ids[start:end], weights[start:end])
+            start = end
+
+
+def _check_request(query: Any, user: Any, context: Any) -> None:
+    if not isinstance(query, str):
+        raise InputError(f"the query must be a str, got {type(query).__name__}")
+    if user is not None and not isinstance(user, UserProfile):
+        raise InputError(f"user must be a UserProfile, got {type(user).__name__}")
+    if context is not None and not isinstance(context, Mapping):
+        raise InputError(f"context must be a mapping of str to str, got {type(context).__name__}")
