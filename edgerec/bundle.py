@@ -25,6 +25,7 @@ from .manifest import MANIFEST, MAX_FILE_BYTES, FileEntry, Manifest, content_id,
 __all__ = [
     "FileEntry",
     "Manifest",
+    "check_target",
     "content_id",
     "describe",
     "read_file",
@@ -120,7 +121,7 @@ def write_bundle(
     BundleError : ``path`` exists and may not be replaced, a name or field is not allowed, or the disk refuses.
     """
     root = Path(path)
-    _check_target(root, replace=replace)
+    check_target(root, replace=replace)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with _sibling(root) as temporary:
@@ -136,6 +137,19 @@ def write_bundle(
     except OSError as error:
         raise BundleError(f"{root}: the bundle could not be written: {error}") from error
     return manifest
+
+
+def check_target(path: str | os.PathLike[str], *, replace: bool = False) -> None:
+    """Raise BundleError if `write_bundle` would refuse ``path``: it exists, and is not a bundle that may be replaced."""
+    root = Path(path)
+    if root.is_symlink():
+        raise BundleError(f"{root} is a symbolic link; give the folder it points to, or a new path")
+    if not root.exists():
+        return
+    if not replace:
+        raise BundleError(f"{root} exists; give a new path, or ask for it to be replaced")
+    if not (root / MANIFEST).is_file():
+        raise BundleError(f"{root} exists and is not a bundle (no {MANIFEST}); it will not be replaced")
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -193,17 +207,6 @@ def _read(root: Path, name: str, *, exact_bytes: int | None = None, max_bytes: i
 def _compare(root: Path, name: str, entry: FileEntry, found: str) -> None:
     if found != entry.sha256:
         raise BundleError(f"{root}: {name} has sha256 {found[:12]}..., {MANIFEST} says {entry.sha256[:12]}...; it was damaged or changed")
-
-
-def _check_target(root: Path, *, replace: bool) -> None:
-    if root.is_symlink():
-        raise BundleError(f"{root} is a symbolic link; give the folder it points to, or a new path")
-    if not root.exists():
-        return
-    if not replace:
-        raise BundleError(f"{root} exists; give a new path, or ask for it to be replaced")
-    if not (root / MANIFEST).is_file():
-        raise BundleError(f"{root} exists and is not a bundle (no {MANIFEST}); it will not be replaced")
 
 
 @contextmanager

@@ -1,1 +1,15 @@
-"""build_engine in five steps: contract, quantize, compile, parity, pack."""
+"""build_engine in five steps: contract, quantize, compile, parity, pack. Needs ``pip install 'edgerec[build]'``."""
+
+from __future__ import annotations
+
+from ..errors import MissingExtraError
+
+try:
+    import onnx as _onnx  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError("onnx", "build") from error
+
+from .build import BuildReport, build_engine
+from .parity import Parity, Tolerance, Tolerances
+
+__all__ = ["BuildReport", "Parity", "Tolerance", "Tolerances", "build_engine"]

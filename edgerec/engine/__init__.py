@@ -2,25 +2,159 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle import Manifest, read_json, read_manifest
+from ..errors import BundleError, EngineError
 from ..types import Batch
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Scores batches. Thread-safe; a row's logit does not depend on the other rows or on padding."""
+    """Scores batches. Thread-safe; a row's logit does not depend on the other rows or on padding.
+
+    One exception, measured by the builder and written to ``parity.json: batch_max_abs_diff``: ONNX Runtime's dynamic int8 picks one
+    activation scale for a whole batch, so there a row's logit moves a little with its company.
+    """
 
     backend: str
     precision: str
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits, float32 [B]. Raises EngineError."""
+        """Logits, float32 [B]; NaN where the arithmetic gave NaN (ranking never selects those). Raises EngineError."""
         ...
 
     def close(self) -> None:
         """Release what the engine holds; ``run`` afterwards raises EngineError."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a student accepts; checked before every run, because a backend may crash or read out of bounds on more.
+
+    Attributes
+    ----------
+    vocab : token ids are in [0, vocab).
+    tokens : the longest row, T, in tokens.
+    buckets : feature ids are in [0, buckets); 0 if the student takes no features.
+    types : token types are in [0, types).
+    """
+
+    vocab: int
+    tokens: int
+    buckets: int
+    types: int = 2
+
+    @classmethod
+    def from_model(cls, model: object, what: str = "model.json") -> Limits:
+        """Read the limits from a decoded ``model.json``. Raises BundleError."""
+        try:
+            student, text, features = _mapping(model)["student"], _mapping(model)["text"], _mapping(model)["features"]
+            buckets = 0 if features is None else _positive(features, "buckets")
+            return cls(vocab=_positive(student, "vocab"), tokens=_positive(text, "max_tokens"), buckets=buckets)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"{what}: student.vocab, text.max_tokens and features.buckets must be positive integers: {error!r}"
+            ) from error
+
+    def check(self, batch: Batch) -> None:
+        """Raise EngineError unless the batch has the shapes, dtypes and ranges this student takes. Costs microseconds."""
+        shape = _check_array("input_ids", batch.input_ids, np.int32, None)
+        _check_array("attention_mask", batch.attention_mask, np.int32, shape)
+        _check_array("token_type_ids", batch.token_type_ids, np.int32, shape)
+        features = _check_array("feature_ids", batch.feature_ids, np.int32, None)
+        _check_array("feature_weights", batch.feature_weights, np.float32, features)
+        rows, tokens = shape
+        if features[0] != rows:
+            raise EngineError(f"batch: feature_ids has {features[0]} rows, input_ids has {rows}")
+        if not self.buckets and features[1]:
+            raise EngineError(f"batch: feature_ids has {features[1]} slots, this student takes no features; expected shape [{rows}, 0]")
+        if rows and not 1 <= tokens <= self.tokens:
+            raise EngineError(f"batch: rows have {tokens} tokens, expected 1 to {self.tokens}; cut the text when packing")
+        _check_range("input_ids", batch.input_ids, self.vocab)
+        _check_range("token_type_ids", batch.token_type_ids, self.types)
+        _check_range("attention_mask", batch.attention_mask, 2)
+        _check_range("feature_ids", batch.feature_ids, self.buckets)
+
+
+def open_engine(bundle: str | os.PathLike[str], *, threads: int | None = None, spinning: bool = False, probe: bool = True) -> Engine:
+    """Load the engine of a bundle, verified.
+
+    The engine file's hash is checked before the backend sees it; then the rows in ``probe.npz`` are scored and must give the logits
+    the build machine recorded (another CPU, or another version of the runtime, may compute int8 wrongly without any error).
+
+    Parameters
+    ----------
+    bundle : the bundle's folder.
+    threads : threads inside one run; default: the cores this process may use.
+    spinning : let idle worker threads spin. Off, so that the host process keeps its cores; docs/build.md has the cost.
+    probe : score the probe rows.
+
+    Raises
+    ------
+    BundleError : the bundle is damaged or was changed.
+    EngineError : the backend is not available here, refuses the engine, or does not reproduce the probe.
+    """
+    root = Path(bundle)
+    manifest = read_manifest(root)
+    engine = _load(root, manifest, threads=threads, spinning=spinning)
+    if probe:
+        from .probe import check_probe
+
+        try:
+            check_probe(engine, root, manifest)
+        except BaseException:
+            engine.close()
+            raise
+    return engine
+
+
+def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool) -> Engine:
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise EngineError(f"threads is {threads!r}, expected a positive integer or None")
+    limits = Limits.from_model(read_json(root, manifest, "model.json"), f"{root}: model.json")
+    if manifest.backend == "ort":
+        from .ort import OrtEngine
+
+        return OrtEngine(root, manifest, limits, threads=threads, spinning=spinning)
+    if manifest.backend == "reference":
+        from .reference import ReferenceEngine
+
+        return ReferenceEngine(root, manifest, limits)
+    raise EngineError(f"{root}: this edgerec has no engine for backend {manifest.backend!r}; build the bundle for ort or reference")
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"expected an object, found {type(value).__name__}")
+    return value
+
+
+def _positive(owner: object, key: str) -> int:
+    value = _mapping(owner)[key]
+    if type(value) is not int or not 0 < value < 1 << 31:
+        raise ValueError(f"{key} is {value!r:.80}")
+    return value
+
+
+def _check_array(name: str, value: object, dtype: type[np.generic], shape: tuple[int, int] | None) -> tuple[int, int]:
+    if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != 2:
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise EngineError(f"batch: {name} is {found}, expected a two-dimensional {np.dtype(dtype)} array")
+    if shape is not None and value.shape != shape:
+        raise EngineError(f"batch: {name} has shape {list(value.shape)}, expected {list(shape)}")
+    return int(value.shape[0]), int(value.shape[1])
+
+
+def _check_range(name: str, value: NDArray[np.int32], end: int) -> None:
+    # As unsigned numbers negative ids are huge: one pass finds both ends.
+    if value.size and int(value.view(np.uint32).max()) >= end:
+        raise EngineError(f"batch: {name} has values from {int(value.min())} to {int(value.max())}, expected 0 to {end - 1}")

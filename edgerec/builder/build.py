@@ -1,0 +1,148 @@
+"""``build_engine``: from an export folder to a bundle, on the device that will serve it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..bundle import check_target
+from ..engine import open_engine
+from ..engine.machine import cpu_flags, int8_saturates
+from ..errors import BuildError, BundleError, EngineError
+from .compile import compile_graph
+from .contract import Export, read_export
+from .pack import pack, probe
+from .parity import Parity, Tolerances, fp32_logits, measure
+from .quantize import quantize_int8
+from .weights import reference_engine
+
+SUPPORTED = {"ort": ("fp32", "int8"), "reference": ("fp32",)}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build made and how well it matches.
+
+    Attributes
+    ----------
+    bundle : the folder written.
+    engine_bytes : size of the engine file.
+    reduced_range : int8 weights use 7 bits, because this CPU's 8-bit products saturate.
+    timings_s : seconds by step: ``contract quantize compile parity pack``.
+    """
+
+    bundle: Path
+    model_version: str
+    backend: str
+    precision: str
+    engine_bytes: int
+    reduced_range: bool
+    parity: Parity
+    timings_s: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for ``json.dumps``."""
+        return {
+            "bundle": str(self.bundle),
+            "model_version": self.model_version,
+            "backend": self.backend,
+            "precision": self.precision,
+            "engine_bytes": self.engine_bytes,
+            "reduced_range": self.reduced_range,
+            "parity": self.parity.to_json(),
+            "timings_s": {step: round(seconds, 3) for step, seconds in self.timings_s.items()},
+        }
+
+
+def build_engine(
+    export: str | os.PathLike[str],
+    bundle: str | os.PathLike[str],
+    *,
+    backend: str = "ort",
+    precision: str = "fp32",
+    tolerances: Tolerances | None = None,
+    replace: bool = False,
+) -> BuildReport:
+    """Build a bundle: contract, quantize, compile, parity, pack. Either a complete, checked bundle is written or nothing.
+
+    Parameters
+    ----------
+    export : folder written by ``edgerec export``.
+    bundle : folder to write; must not exist, unless ``replace`` is given and it is a bundle.
+    backend : ``ort`` (ONNX Runtime) or ``reference`` (numpy, slow, the oracle).
+    precision : ``fp32``; for ``ort`` also ``int8``.
+    tolerances : the parity gates; default `Tolerances`.
+
+    Raises
+    ------
+    BuildError : the export is not understood, a step fails, or the engine does not match the exported graph.
+    """
+    tolerances = tolerances or Tolerances()
+    if precision not in SUPPORTED.get(backend, ()):
+        known = "; ".join(f"{name}: {', '.join(precisions)}" for name, precisions in SUPPORTED.items())
+        raise BuildError(f"backend {backend!r} with precision {precision!r} cannot be built; the builder knows {known}")
+    clock = _Clock()
+    try:
+        check_target(bundle, replace=replace)
+        with clock.step("contract"):
+            source = read_export(export)
+        reduced = precision == "int8" and int8_saturates(cpu_flags(), platform.machine())
+        engine = _engine(source, backend, precision, reduced, clock)
+        with clock.step("parity"), tempfile.TemporaryDirectory() as folder:
+            reference = fp32_logits(source, tolerances.export)
+            # The draft is loaded by the code that will serve it: what is measured is what will run.
+            draft = Path(folder) / "draft"
+            pack(draft, source, engine, backend=backend, precision=precision, parity={})
+            with closing(open_engine(draft, probe=False)) as built:
+                grade_min = float(source.model["grades"]["min"])
+                parity = measure(built, source.calibration, reference, grade_min=grade_min)
+                parity.check(tolerances.of(precision), f"the {precision} {backend} engine of {source.name}")
+                rows = probe(built, source)
+        with clock.step("pack"):
+            manifest = pack(
+                bundle, source, engine, backend=backend, precision=precision, parity=parity.to_json(), probe=rows, replace=replace
+            )
+    except (BundleError, EngineError) as error:
+        raise BuildError(str(error)) from error
+    return BuildReport(
+        bundle=Path(bundle),
+        model_version=manifest.model_version,
+        backend=backend,
+        precision=precision,
+        engine_bytes=len(engine),
+        reduced_range=reduced,
+        parity=parity,
+        timings_s=clock.seconds,
+    )
+
+
+def _engine(export: Export, backend: str, precision: str, reduced: bool, clock: _Clock) -> bytes:
+    if backend == "reference":
+        with clock.step("compile"):
+            return reference_engine(export)
+    graph = export.graph
+    if precision == "int8":
+        with clock.step("quantize"):
+            graph = quantize_int8(graph, reduce_range=reduced)
+    with clock.step("compile"):
+        return compile_graph(graph)
+
+
+class _Clock:
+    """Seconds by step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start

@@ -1,0 +1,231 @@
+"""Step 4, parity: the built engine against the exported fp32 graph, in logits and in what ranking makes of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ..engine import Engine
+from ..errors import BuildError
+from ..metrics import gain, ndcg
+from ..types import Batch
+from .contract import Calibration, Export
+
+CUTOFF = 10
+_ROWS = 32
+_PROBE_ROWS = 16
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """The gate of one precision; a figure worse than its bound refuses the build.
+
+    Attributes
+    ----------
+    max_abs_diff : largest difference of a logit; infinity where the ranking measures decide alone.
+    ndcg_drop : how much of the mean nDCG@10 of the calibration queries may be lost.
+    top_overlap : least mean share of the fp32 top rows that the built engine also puts on top.
+    tau : least mean Kendall tau between the two orders.
+    """
+
+    max_abs_diff: float
+    ndcg_drop: float
+    top_overlap: float
+    tau: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerances:
+    """The gates by precision, and ``export``: how far the exported graph itself may be from the logits torch gave.
+
+    Int8 has no bound on single logits: their scale is the student's own, and a shift that all rows share changes no order.
+    """
+
+    export: float = 1e-3
+    fp32: Tolerance = field(default_factory=lambda: Tolerance(max_abs_diff=1e-3, ndcg_drop=0.001, top_overlap=0.99, tau=0.99))
+    int8: Tolerance = field(default_factory=lambda: Tolerance(max_abs_diff=math.inf, ndcg_drop=0.01, top_overlap=0.8, tau=0.9))
+
+    def of(self, precision: str) -> Tolerance:
+        """The gate of a precision."""
+        return self.int8 if precision == "int8" else self.fp32
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """What the calibration sample showed; ``parity.json`` of the bundle.
+
+    Attributes
+    ----------
+    rows, queries : size of the sample; queries with at least two rows count.
+    export_max_abs_diff : exported fp32 graph against torch, logits.
+    max_abs_diff, mean_abs_diff : built engine against exported graph, logits.
+    batch_max_abs_diff : the built engine against itself, rows alone against rows in company.
+    nan_count : logits of the built engine that are NaN or infinite.
+    top_overlap, tau : means over queries; top is the better half of a query's rows, at most 10. 1 if no query has two rows.
+    ndcg_fp32, ndcg_built : mean nDCG@10 over the queries whose grades allow it; None if none does.
+    probe_tolerance : how far a probe logit may be off when the bundle is loaded.
+    """
+
+    rows: int
+    queries: int
+    export_max_abs_diff: float
+    max_abs_diff: float
+    mean_abs_diff: float
+    batch_max_abs_diff: float
+    nan_count: int
+    top_overlap: float
+    tau: float
+    ndcg_fp32: float | None
+    ndcg_built: float | None
+    probe_tolerance: float
+
+    @property
+    def ndcg_drop(self) -> float:
+        """nDCG@10 lost by the built engine; 0 where it is not defined."""
+        return 0.0 if self.ndcg_fp32 is None or self.ndcg_built is None else self.ndcg_fp32 - self.ndcg_built
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``parity.json``."""
+        return {**asdict(self), "ndcg_drop": self.ndcg_drop}
+
+    def check(self, tolerance: Tolerance, what: str) -> None:
+        """Raise BuildError, with every figure that is out of bounds."""
+        faults = []
+        if self.nan_count:
+            faults.append(f"{self.nan_count} of {self.rows} logits are not finite")
+        if not self.max_abs_diff <= tolerance.max_abs_diff:
+            faults.append(f"max |dlogit| {self.max_abs_diff:.3g} is above {tolerance.max_abs_diff:.3g}")
+        if not self.ndcg_drop <= tolerance.ndcg_drop:
+            faults.append(f"nDCG@{CUTOFF} drops by {self.ndcg_drop:.4f}, allowed {tolerance.ndcg_drop:.4f}")
+        if not self.top_overlap >= tolerance.top_overlap:
+            faults.append(f"top overlap {self.top_overlap:.3f} is below {tolerance.top_overlap:.3f}")
+        if not self.tau >= tolerance.tau:
+            faults.append(f"Kendall tau {self.tau:.3f} is below {tolerance.tau:.3f}")
+        if faults:
+            raise BuildError(f"{what} does not match the exported fp32 graph: {'; '.join(faults)}. No bundle was written")
+
+
+def fp32_logits(export: Export, tolerance: float) -> Floats:
+    """Logits [M] of the exported graph, unoptimised; proves that it gives what torch gave and takes rows of ``max_tokens``.
+
+    Raises
+    ------
+    BuildError : the graph fails, or is further than ``tolerance`` from the logits in the calibration sample.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    batch = export.calibration.batch
+    try:
+        session = ort.InferenceSession(export.graph, options, providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_inputs()]
+
+        def run(part: Batch) -> Floats:
+            return np.asarray(session.run(["logits"], {name: getattr(part, name) for name in names})[0], np.float32)
+
+        logits = np.concatenate([run(part) for part in split(batch, _ROWS)])
+        run(_longest(batch, export.limits.tokens))
+    # ONNX Runtime's exceptions share no base class but Exception.
+    except Exception as error:
+        raise BuildError(f"{export.folder}: student.onnx does not run on the calibration rows: {error}") from error
+    worst = _max_abs(logits, export.calibration.logits)
+    if not worst <= tolerance:
+        raise BuildError(
+            f"{export.folder}: student.onnx does not give the logits that calibration.npz records: max |dlogit| {worst:.3g} is above "
+            f"{tolerance:.3g}; the export is damaged or mixed from two students, export it again"
+        )
+    return logits
+
+
+def measure(engine: Engine, calibration: Calibration, reference: Floats, *, grade_min: float) -> Parity:
+    """Score the calibration sample with the built engine and compare with the fp32 logits [M]."""
+    batch = calibration.batch
+    built = np.concatenate([engine.run(part) for part in split(batch, _ROWS)])
+    alone = np.concatenate([engine.run(part) for part in split(take(batch, probe_rows(batch.size)), 1)])
+    finite = np.isfinite(built)
+    queries = [rows for rows in _groups(calibration.query_index) if len(rows) > 1]
+    worst = _max_abs(built, reference)
+    judged = [(reference[rows], built[rows], calibration.grades[rows]) for rows in queries]
+    ndcgs = [(_ndcg(fp32, grades, grade_min), _ndcg(other, grades, grade_min)) for fp32, other, grades in judged]
+    defined = np.asarray([pair for pair in ndcgs if not math.isnan(pair[0])], np.float64).reshape(-1, 2)
+    return Parity(
+        rows=batch.size,
+        queries=len(queries),
+        export_max_abs_diff=_max_abs(reference, calibration.logits),
+        max_abs_diff=worst,
+        mean_abs_diff=float(np.mean(np.abs(built - reference)[finite])) if finite.any() else math.nan,
+        batch_max_abs_diff=_max_abs(alone, built[probe_rows(batch.size)]),
+        nan_count=int(np.count_nonzero(~finite)),
+        top_overlap=float(np.mean([_overlap(a, b) for a, b, _ in judged])) if judged else 1.0,
+        tau=float(np.mean([_tau(a, b) for a, b, _ in judged])) if judged else 1.0,
+        ndcg_fp32=float(defined[:, 0].mean()) if len(defined) else None,
+        ndcg_built=float(defined[:, 1].mean()) if len(defined) else None,
+        # Another CPU may differ from this one by no more than this engine differs from fp32, and rounding never counts.
+        probe_tolerance=max(1e-3, worst) if math.isfinite(worst) else 1e-3,
+    )
+
+
+def probe_rows(rows: int) -> NDArray[np.intp]:
+    """Which calibration rows become the probe: at most 16, spread evenly."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, _PROBE_ROWS)).astype(np.intp))
+
+
+def take(batch: Batch, rows: NDArray[np.intp] | slice) -> Batch:
+    """The rows of a batch, in order."""
+    return Batch(
+        input_ids=batch.input_ids[rows],
+        attention_mask=batch.attention_mask[rows],
+        token_type_ids=batch.token_type_ids[rows],
+        feature_ids=batch.feature_ids[rows],
+        feature_weights=batch.feature_weights[rows],
+    )
+
+
+def split(batch: Batch, rows: int) -> list[Batch]:
+    """The batch in pieces of at most ``rows`` rows, each cut to its longest row."""
+    pieces = [take(batch, slice(start, start + rows)) for start in range(0, batch.size, rows)]
+    return [_cut(piece, int(np.flatnonzero(piece.attention_mask.max(axis=0)).max(initial=0)) + 1) for piece in pieces]
+
+
+def _cut(batch: Batch, tokens: int) -> Batch:
+    ids, mask, types = (np.ascontiguousarray(a[:, :tokens]) for a in (batch.input_ids, batch.attention_mask, batch.token_type_ids))
+    return Batch(ids, mask, types, batch.feature_ids, batch.feature_weights)
+
+
+def _longest(batch: Batch, tokens: int) -> Batch:
+    one = take(batch, slice(0, 1))
+    ids, types = (np.resize(array, (1, tokens)) for array in (one.input_ids, one.token_type_ids))
+    return Batch(ids, np.ones_like(ids), types, one.feature_ids, one.feature_weights)
+
+
+def _groups(query_index: NDArray[np.int32]) -> list[NDArray[np.intp]]:
+    order = np.argsort(query_index, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(query_index[order])) + 1)
+
+
+def _max_abs(left: Floats, right: Floats) -> float:
+    """NaN if any difference is NaN, so that no bound accepts it."""
+    return float(np.max(np.abs(left.astype(np.float64) - right))) if left.size else 0.0
+
+
+def _overlap(left: Floats, right: Floats) -> float:
+    k = min(CUTOFF, (len(left) + 1) // 2)
+    return len(np.intersect1d(np.argsort(-left, kind="stable")[:k], np.argsort(-right, kind="stable")[:k])) / k
+
+
+def _tau(left: Floats, right: Floats) -> float:
+    """Kendall's tau-a over the pairs that fp32 does not tie; 1 if there is none."""
+    a, b = (np.sign(x[:, None] - x[None, :])[np.triu_indices(len(x), 1)] for x in (left, right))
+    decided = a != 0
+    return float(np.mean((a * b)[decided])) if decided.any() else 1.0
+
+
+def _ndcg(scores: Floats, grades: Floats, grade_min: float) -> float:
+    known = np.isfinite(grades)
+    return ndcg(gain(grades[known], grade_min), scores[known], CUTOFF) if known.any() else math.nan

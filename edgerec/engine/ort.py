@@ -1,0 +1,125 @@
+"""The ONNX Runtime backend: fp32 and int8 on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ..bundle import Manifest, read_file
+from ..errors import EngineError
+from ..types import Batch
+from . import Limits
+from .machine import usable_cores
+
+_reopen_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _reopen_lock
+    _reopen_lock = threading.Lock()
+
+
+# A thread of the parent may hold the lock at the moment of the fork; it does not exist in the child and would never release it.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+class OrtEngine:
+    """Runs ``engine.onnx``. See `edgerec.engine.Engine`.
+
+    The session is shared by all threads. A session's worker threads do not survive a fork, so a child process gets a session of its
+    own at its first run; open the engine after forking where you can.
+
+    Parameters
+    ----------
+    root, manifest : the bundle; the engine file is verified against the manifest before a session is made of it.
+    limits : what the student accepts.
+    threads : worker threads of one run; None: the cores this process may use.
+    spinning : let idle workers spin.
+
+    Raises
+    ------
+    BundleError : the engine file is damaged.
+    EngineError : ONNX Runtime refuses it.
+    """
+
+    backend = "ort"
+
+    def __init__(self, root: Path, manifest: Manifest, limits: Limits, *, threads: int | None = None, spinning: bool = False) -> None:
+        self.precision = manifest.precision
+        self._root, self._manifest, self._limits = root, manifest, limits
+        self._threads, self._spinning = threads, spinning
+        self._pid = os.getpid()
+        self._session: ort.InferenceSession | None = self._open()
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits, float32 [B]. Raises EngineError."""
+        session = self._current()
+        self._limits.check(batch)
+        if not batch.size:
+            return np.zeros(0, np.float32)
+        inputs: dict[str, NDArray[Any]] = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "token_type_ids": batch.token_type_ids,
+        }
+        if self._limits.buckets:
+            inputs["feature_ids"], inputs["feature_weights"] = batch.feature_ids, batch.feature_weights
+        try:
+            logits = session.run(["logits"], inputs)[0]
+        # ONNX Runtime's exceptions share no base class but Exception.
+        except Exception as error:
+            raise EngineError(
+                f"onnxruntime failed on a batch of {batch.input_ids.shape[0]} x {batch.input_ids.shape[1]}: {error}"
+            ) from error
+        if not isinstance(logits, np.ndarray) or logits.shape != (batch.size,) or logits.dtype != np.float32:
+            raise EngineError(f"engine.onnx gave {getattr(logits, 'shape', None)} for {batch.size} rows, expected float32 [{batch.size}]")
+        return logits
+
+    def close(self) -> None:
+        """Release the session; runs in flight finish first."""
+        self._session = None
+
+    def _current(self) -> ort.InferenceSession:
+        session = self._session
+        if session is not None and self._pid != os.getpid():
+            with _reopen_lock:
+                session = self._session
+                if session is not None and self._pid != os.getpid():
+                    # Destroying the parent's session would wait for threads that this process does not have: never release it.
+                    ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+                    self._session, self._pid = self._open(), os.getpid()
+                session = self._session
+        if session is None:
+            raise EngineError("the engine is closed; open the bundle again")
+        return session
+
+    def _open(self) -> ort.InferenceSession:
+        model = read_file(self._root, self._manifest, self._manifest.engine_file)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads or usable_cores()
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._spinning else "0")
+        # A pattern is kept for every shape ever seen; batches of many shapes make that a leak.
+        options.enable_mem_pattern = False
+        options.log_severity_level = 3
+        # The builder saved the graph optimised: doing it again costs load time and can change nothing for the better.
+        optimised = self._manifest.fingerprint.get("graph") == "optimised"
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_DISABLE_ALL if optimised else level.ORT_ENABLE_EXTENDED
+        try:
+            return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            built_with = self._manifest.fingerprint.get("onnxruntime", "an unknown version")
+            raise EngineError(
+                f"{self._root}: onnxruntime {ort.__version__} refuses {self._manifest.engine_file} (built with {built_with}): {error}; "
+                "build the bundle again with this version"
+            ) from error
