@@ -155,7 +155,7 @@ def _planned(
     folders = [Path(folder) for folder in (*models, *bundles)]
     plain = [folder.name for folder in folders]
     named = [(name if plain.count(name) == 1 else str(folder), folder) for name, folder in zip(plain, folders, strict=True)]
-    planned = [(name, open_model(folder)) for name, folder in named[: len(models)]]
+    planned: list[tuple[str, AbstractContextManager[Opened]]] = [(name, open_model(folder)) for name, folder in named[: len(models)]]
     planned += [(name, open_bundle(folder, items)) for name, folder in named[len(models) :]]
     planned += [(name, nullcontext(Opened("scorer", scorer))) for name, scorer in scorers.items()]
     names = ["no rerank", "BM25", *(name for name, _ in planned)]
