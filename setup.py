@@ -7,10 +7,12 @@ import os
 import sys
 from glob import glob
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-flags = ["-std=c11"] if sys.platform != "win32" else ["/std:c11"]
+# No fused multiply-add: a feature row must be the same float32 bits on every machine.
+flags = ["-std=c11", "-ffp-contract=off"] if sys.platform != "win32" else ["/std:c11"]
 link: list[str] = []
 if sys.platform != "win32":
     flags += ["-O0", "-g"] if os.environ.get("EDGEREC_DEBUG") else ["-O3"]
@@ -21,7 +23,8 @@ if os.environ.get("EDGEREC_SANITIZE"):
 core = Extension(
     "edgerec._core",
     sources=["edgerec/_core.pyx", *sorted(glob("csrc/*.c"))],
-    include_dirs=["csrc"],
+    include_dirs=["csrc", numpy.get_include()],
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
     depends=glob("csrc/*.h"),
     extra_compile_args=flags,
     extra_link_args=link,

@@ -1,0 +1,23 @@
+/* internal.h: what the sources share and the API does not show. */
+#ifndef EDGEREC_INTERNAL_H
+#define EDGEREC_INTERNAL_H
+
+#include <string.h>
+
+#include "edgerec.h"
+
+/* Report a fault and where it is; `at` may be NULL. */
+static inline edr_status edr_fail(edr_status status, int64_t *at, int64_t where)
+{
+    if (at != NULL) *at = where;
+    return status;
+}
+
+/* Whether the set `row` of a table of offsets lies inside data of `size` entries. `row` must be a valid row. */
+static inline int edr_span_ok(const int64_t *offsets, int64_t row, int64_t size)
+{
+    const int64_t begin = offsets[row], end = offsets[row + 1];
+    return begin >= 0 && begin <= end && end <= size;
+}
+
+#endif

@@ -1,0 +1,42 @@
+/* isa.c: which instruction sets this build and this CPU have. */
+#include "edgerec.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define EDR_X86 1
+#endif
+
+int edr_isa_supported(int isa)
+{
+    switch (isa) {
+    case EDR_ISA_SCALAR: return 1;
+#ifdef EDR_X86
+    /* The compiler's runtime reads CPUID once, and XGETBV to learn whether the system saves the wide registers. */
+    case EDR_ISA_AVX2: __builtin_cpu_init(); return __builtin_cpu_supports("avx2") != 0;
+    case EDR_ISA_AVX512: __builtin_cpu_init(); return __builtin_cpu_supports("avx512f") != 0;
+#endif
+#if defined(__aarch64__)
+    case EDR_ISA_NEON: return 1;
+#endif
+    default: return 0;
+    }
+}
+
+int edr_isa_best(void)
+{
+    static const int order[] = {EDR_ISA_AVX512, EDR_ISA_AVX2, EDR_ISA_NEON};
+    for (int i = 0; i < 3; i++) {
+        if (edr_isa_supported(order[i])) return order[i];
+    }
+    return EDR_ISA_SCALAR;
+}
+
+const char *edr_isa_name(int isa)
+{
+    switch (isa) {
+    case EDR_ISA_SCALAR: return "scalar";
+    case EDR_ISA_AVX2: return "avx2";
+    case EDR_ISA_AVX512: return "avx512";
+    case EDR_ISA_NEON: return "neon";
+    default: return NULL;
+    }
+}

@@ -1,0 +1,81 @@
+/* pack.c: token rows of query and item, padded to one width. */
+#include "internal.h"
+
+static edr_status frame_size(const edr_pair_frame *f, int64_t *size)
+{
+    if (f == NULL) return EDR_E_NULL;
+    const int64_t sizes[4] = {f->prefix_size, f->query_size, f->middle_size, f->suffix_size};
+    const int32_t *parts[4] = {f->prefix, f->query, f->middle, f->suffix};
+    int64_t sum = 0;
+    if (f->max_tokens < 0) return EDR_E_SIZE;
+    for (int i = 0; i < 4; i++) {
+        if (sizes[i] < 0) return EDR_E_SIZE;
+        if (sizes[i] > 0 && parts[i] == NULL) return EDR_E_NULL;
+        if (sizes[i] > f->max_tokens - sum) return EDR_E_SPACE;
+        sum += sizes[i];
+    }
+    *size = sum;
+    return EDR_OK;
+}
+
+edr_status edr_pack_width(const edr_pair_frame *frame, int64_t size, const int64_t *offsets, int64_t table, const int64_t *rows, int64_t n,
+                          int64_t *width, int64_t *at)
+{
+    int64_t fixed = 0, longest = 0;
+    const edr_status status = frame_size(frame, &fixed);
+    if (status != EDR_OK) return status;
+    if (size < 0 || table < 0 || n < 0) return EDR_E_SIZE;
+    if (width == NULL || (n > 0 && (rows == NULL || offsets == NULL))) return EDR_E_NULL;
+    for (int64_t i = 0; i < n; i++) {
+        if (rows[i] < 0 || rows[i] >= table) return edr_fail(EDR_E_ROW, at, i);
+        if (!edr_span_ok(offsets, rows[i], size)) return edr_fail(EDR_E_OFFSETS, at, i);
+        const int64_t length = offsets[rows[i] + 1] - offsets[rows[i]];
+        if (length > longest) longest = length;
+    }
+    const int64_t room = frame->max_tokens - fixed;
+    *width = fixed + (longest < room ? longest : room);
+    return EDR_OK;
+}
+
+/* Append `size` tokens; returns the end. */
+static inline int32_t *append(int32_t *to, const int32_t *from, int64_t size)
+{
+    if (size > 0) memcpy(to, from, (size_t)size * sizeof *to);
+    return to + size;
+}
+
+static inline void fill(int32_t *to, int32_t value, int64_t size)
+{
+    for (int64_t i = 0; i < size; i++) to[i] = value;
+}
+
+edr_status edr_pack_pairs(const edr_pair_frame *frame, const int32_t *tokens, int64_t size, const int64_t *offsets, int64_t table,
+                          const int64_t *rows, int64_t n, int64_t width, int32_t *ids, int32_t *mask, int32_t *types, int64_t *at)
+{
+    int64_t needed = 0, fixed = 0;
+    const edr_status status = edr_pack_width(frame, size, offsets, table, rows, n, &needed, at);
+    if (status != EDR_OK) return status;
+    if (width < needed) return EDR_E_SPACE;
+    if (n == 0 || width == 0) return EDR_OK;
+    if (ids == NULL || mask == NULL || types == NULL || (tokens == NULL && size > 0)) return EDR_E_NULL;
+    (void)frame_size(frame, &fixed); /* edr_pack_width has checked it */
+    const int64_t left = fixed - frame->suffix_size, room = frame->max_tokens - fixed;
+    for (int64_t i = 0; i < n; i++, ids += width, mask += width, types += width) {
+        const int64_t begin = offsets[rows[i]];
+        int64_t length = offsets[rows[i] + 1] - begin;
+        if (length > room) length = room;
+        const int64_t used = fixed + length;
+        int32_t *end = append(ids, frame->prefix, frame->prefix_size);
+        end = append(end, frame->query, frame->query_size);
+        end = append(end, frame->middle, frame->middle_size);
+        if (length > 0) end = append(end, tokens + begin, length);
+        end = append(end, frame->suffix, frame->suffix_size);
+        fill(end, frame->pad_id, width - used);
+        fill(mask, 1, used);
+        fill(mask + used, 0, width - used);
+        fill(types, frame->query_type, left);
+        fill(types + left, frame->item_type, used - left);
+        fill(types + used, 0, width - used);
+    }
+    return EDR_OK;
+}

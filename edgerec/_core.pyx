@@ -1,0 +1,509 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=False
+"""Binding of csrc/edgerec.h. Arrays are checked here once, then C works on their memory; _core.pyi has the documentation."""
+
+import os
+
+cimport cython
+cimport numpy as cnp
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
+from cpython.list cimport PyList_CheckExact, PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_Check
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+
+from edgerec.errors import InputError
+
+cnp.import_array()
+
+
+cdef extern from "Python.h":
+    # Declared here to get NULL back instead of an exception check per call: the caller words the error.
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+
+
+cdef extern from "edgerec.h" nogil:
+    enum: EDR_OK, EDR_E_SIZE, EDR_E_OFFSETS, EDR_E_ROW, EDR_E_VALUE, EDR_E_SPACE, EDR_MAX_TEMPLATES, EDR_ISA_COUNT
+    const char *edr_status_text(int status)
+    int edr_isa_supported(int isa)
+    int edr_isa_best()
+    const char *edr_isa_name(int isa)
+    uint64_t edr_hash64(const void *data, size_t size, uint64_t seed)
+    uint64_t edr_hash64_pair(const void *first, size_t first_size, const void *second, size_t second_size, uint64_t seed)
+    int edr_hash_packed(const uint8_t *data, int64_t size, const int64_t *offsets, int64_t m, uint64_t seed, uint64_t *out, int64_t *at)
+    int edr_project(const uint64_t *hashes, int64_t n, int64_t buckets, int32_t *ids, float *signs)
+    int edr_sort_unique(uint64_t *hashes, float *weights, int64_t n, uint64_t *room_h, float *room_w, int64_t *n_out, int64_t *at)
+    ctypedef struct edr_field:
+        const uint64_t *hashes
+        const float *weights
+        const int64_t *offsets
+        int64_t size
+        int64_t table
+    ctypedef struct edr_template:
+        int32_t op
+        int32_t left
+        int32_t right
+        uint64_t seed
+    int edr_templates_check(const edr_template *templates, int64_t m, int64_t fields, int64_t *at)
+    int edr_encode_rows(const edr_template *templates, int64_t m, const edr_field *fields, int64_t field_count, const int64_t *rows,
+                        int64_t n, int64_t buckets, int64_t slots, int32_t *ids, float *weights, int64_t *at)
+    ctypedef struct edr_pair_frame:
+        const int32_t *prefix
+        const int32_t *query
+        const int32_t *middle
+        const int32_t *suffix
+        int64_t prefix_size, query_size, middle_size, suffix_size
+        int32_t pad_id, query_type, item_type
+        int64_t max_tokens
+    int edr_pack_width(const edr_pair_frame *frame, int64_t size, const int64_t *offsets, int64_t table, const int64_t *rows, int64_t n,
+                       int64_t *width, int64_t *at)
+    int edr_pack_pairs(const edr_pair_frame *frame, const int32_t *tokens, int64_t size, const int64_t *offsets, int64_t table,
+                       const int64_t *rows, int64_t n, int64_t width, int32_t *ids, int32_t *mask, int32_t *types, int64_t *at)
+    int64_t edr_index_capacity(int64_t n)
+    int edr_index_build(const uint64_t *hashes, int64_t n, uint64_t *keys, int32_t *slots, int64_t capacity)
+    ctypedef struct edr_slice:
+        const uint8_t *data
+        int64_t size
+    int edr_index_find(const uint64_t *keys, const int32_t *slots, int64_t capacity, const uint8_t *bytes, int64_t size,
+                       const int64_t *offsets, int64_t ids, const edr_slice *names, int64_t n, uint64_t seed, int64_t *out, int64_t *at)
+    int64_t EDR_TOPK_ROOM(int64_t k)
+    int64_t EDR_TOPK_MAX_K
+    ctypedef struct edr_topk:
+        pass
+    int edr_topk_init(edr_topk *top, int64_t k, int isa, float *scores, int64_t *indices, int64_t room)
+    int edr_topk_push(edr_topk *top, const float *scores, const uint8_t *mask, int64_t n, int64_t start)
+    int edr_topk_push_at(edr_topk *top, const float *scores, const int64_t *indices, int64_t n)
+    int64_t edr_topk_count(edr_topk *top)
+    int edr_topk_finish(edr_topk *top, int64_t *indices, float *scores, int64_t *count)
+
+
+cdef enum:
+    # Below this many elements a call is over sooner than another thread could take the GIL.
+    FEW = 2048
+    # Fields of one FeaturePlan.encode call: they are described on the stack.
+    MAX_FIELDS = 256
+    # Up to this k, topk works on the stack.
+    SMALL_K = 256
+    SMALL_ROOM = 1536  # EDR_TOPK_ROOM(SMALL_K)
+
+
+# ---- arguments ----
+
+cdef int _refuse(int status, str what, int64_t at) except -1:
+    raise InputError(f"{what}: {edr_status_text(status).decode()}" + (f" (at position {at})" if at >= 0 else ""))
+
+
+cdef int64_t _integer(object value, str name, object low, object high) except? -1:
+    """value as an integer in low .. high; a float is refused even when it is whole."""
+    try:
+        number = value.__index__()
+    except AttributeError:
+        raise InputError(f"{name} must be an integer, got {type(value).__name__} {value!r:.80}") from None
+    if not low <= number <= high:
+        raise InputError(f"{name} must be in {low} .. {high}, got {number}")
+    return number
+
+
+cdef uint64_t _seed(object value) except? 7:
+    if not hasattr(value, "__index__") or not 0 <= value.__index__() < 1 << 64:
+        raise InputError(f"seed must be an integer in 0 .. 2**64 - 1, got {value!r:.80}")
+    return value
+
+
+cdef void *_array(object a, int typenum, str name, str dtype) except NULL:
+    """The memory of a 1-D, C-contiguous, aligned, native array of the given type."""
+    if not cnp.PyArray_Check(a):
+        raise InputError(f"{name} must be a numpy array of {dtype}, got {type(a).__name__}")
+    if cnp.PyArray_TYPE(a) != typenum and a.dtype != dtype:
+        raise InputError(f"{name} must have dtype {dtype}, got {a.dtype}; convert it with {name}.astype('{dtype}')")
+    if cnp.PyArray_NDIM(a) != 1:
+        raise InputError(f"{name} must have one dimension, got shape {a.shape}")
+    if not cnp.PyArray_ISCARRAY_RO(a):
+        raise InputError(f"{name} must be C-contiguous, aligned and in native byte order; use np.ascontiguousarray(..., dtype='{dtype}')")
+    return cnp.PyArray_DATA(a)
+
+
+cdef int64_t *_offsets(object a, str name, int64_t *table) except NULL:
+    cdef int64_t *data = <int64_t *> _array(a, cnp.NPY_INT64, name, "int64")
+    if cnp.PyArray_DIM(a, 0) < 1:
+        raise InputError(f"{name} must have at least one entry (n + 1 offsets for n strings or sets), got none")
+    table[0] = cnp.PyArray_DIM(a, 0) - 1
+    return data
+
+
+cdef uint8_t *_mask(object a, int64_t n) except? NULL:
+    if a is None:
+        return NULL
+    cdef int typenum = cnp.NPY_BOOL if cnp.PyArray_Check(a) and cnp.PyArray_TYPE(a) == cnp.NPY_BOOL else cnp.NPY_UINT8
+    cdef void *data = _array(a, typenum, "mask", "bool" if typenum == cnp.NPY_BOOL else "uint8")
+    if cnp.PyArray_DIM(a, 0) != n:
+        raise InputError(f"mask must have as many entries as scores ({n}), got {len(a)}")
+    return <uint8_t *> data
+
+
+cdef int64_t _size(object a) noexcept:
+    return cnp.PyArray_DIM(a, 0)
+
+
+cdef cnp.ndarray _new(int64_t n, int typenum):
+    cdef cnp.npy_intp shape = n
+    return cnp.PyArray_EMPTY(1, &shape, typenum, 0)
+
+
+cdef cnp.ndarray _new2(int64_t n, int64_t m, int typenum):
+    cdef cnp.npy_intp[2] shape
+    shape[0] = n
+    shape[1] = m
+    return cnp.PyArray_EMPTY(2, shape, typenum, 0)
+
+
+# ---- instruction set ----
+
+cdef int _isa = 0
+
+
+def set_isa(str name):
+    global _isa
+    cdef int i
+    if name == "auto":
+        _isa = edr_isa_best()
+        return
+    for i in range(EDR_ISA_COUNT):
+        if edr_isa_name(i).decode() == name:
+            if not edr_isa_supported(i):
+                raise InputError(f"instruction set {name!r} is not supported by this CPU or build; supported: {', '.join(isas())}")
+            _isa = i
+            return
+    raise InputError(f"unknown instruction set {name!r}; expected auto or one of: {', '.join(isas())} (see EDGEREC_ISA)")
+
+
+def isas():
+    return [edr_isa_name(i).decode() for i in range(EDR_ISA_COUNT) if edr_isa_supported(i)]
+
+
+def isa():
+    return edr_isa_name(_isa).decode()
+
+
+set_isa(os.environ.get("EDGEREC_ISA") or "auto")
+
+
+# ---- hashing ----
+
+def hash64(data, seed=0):
+    if not PyBytes_Check(data):
+        raise InputError(f"data must be bytes, got {type(data).__name__}")
+    return edr_hash64(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), _seed(seed))
+
+
+def hash_strings(values, seed=0, prefix=b""):
+    # The GIL is kept: strings belong to the interpreter, and another thread could change the list.
+    if not PyList_CheckExact(values):
+        raise InputError(f"values must be a list of str, got {type(values).__name__}")
+    if not PyBytes_Check(prefix):
+        raise InputError(f"prefix must be bytes, got {type(prefix).__name__}")
+    cdef int64_t n = PyList_GET_SIZE(values), i
+    cdef uint64_t s = _seed(seed)
+    cdef const char *head = PyBytes_AS_STRING(prefix)
+    cdef size_t head_size = PyBytes_GET_SIZE(prefix)
+    cdef cnp.ndarray out = _new(n, cnp.NPY_UINT64)
+    cdef uint64_t *to = <uint64_t *> cnp.PyArray_DATA(out)
+    cdef Py_ssize_t size = 0
+    cdef const char *text
+    for i in range(n):
+        value = <object> PyList_GET_ITEM(values, i)
+        if not PyUnicode_Check(value):
+            raise InputError(f"values[{i}] must be str, got {type(value).__name__}")
+        try:
+            text = PyUnicode_AsUTF8AndSize(value, &size)
+        except UnicodeEncodeError as error:
+            raise InputError(f"values[{i}] cannot be encoded as UTF-8: {error}; replace lone surrogates first") from None
+        to[i] = edr_hash64_pair(head, head_size, text, size, s)
+    return out
+
+
+def hash_packed(data, offsets, seed=0):
+    cdef const uint8_t *bytes_ = <uint8_t *> _array(data, cnp.NPY_UINT8, "data", "uint8")
+    cdef int64_t m = 0, at = -1, size = _size(data)
+    cdef const int64_t *begin = _offsets(offsets, "offsets", &m)
+    cdef uint64_t s = _seed(seed)
+    cdef cnp.ndarray out = _new(m, cnp.NPY_UINT64)
+    cdef uint64_t *to = <uint64_t *> cnp.PyArray_DATA(out)
+    cdef int status
+    with nogil:
+        status = edr_hash_packed(bytes_, size, begin, m, s, to, &at)
+    if status != EDR_OK:
+        _refuse(status, f"offsets for {size} bytes of data", at)
+    return out
+
+
+def project(hashes, buckets):
+    cdef const uint64_t *h = <uint64_t *> _array(hashes, cnp.NPY_UINT64, "hashes", "uint64")
+    cdef int64_t v = _integer(buckets, "buckets", 1, 2**31 - 1), n = _size(hashes)
+    cdef cnp.ndarray ids = _new(n, cnp.NPY_INT32), signs = _new(n, cnp.NPY_FLOAT32)
+    cdef int32_t *to = <int32_t *> cnp.PyArray_DATA(ids)
+    cdef float *sign = <float *> cnp.PyArray_DATA(signs)
+    with nogil:
+        edr_project(h, n, v, to, sign)
+    return ids, signs
+
+
+def sort_unique(hashes, weights=None):
+    _array(hashes, cnp.NPY_UINT64, "hashes", "uint64")
+    cdef int64_t n = _size(hashes), kept = 0, at = -1
+    cdef cnp.ndarray h = hashes.copy(), room_h = _new(n, cnp.NPY_UINT64), w, room_w
+    cdef uint64_t *ph = <uint64_t *> cnp.PyArray_DATA(h)
+    cdef uint64_t *prh = <uint64_t *> cnp.PyArray_DATA(room_h)
+    cdef float *pw = NULL
+    cdef float *prw = NULL
+    if weights is not None:
+        _array(weights, cnp.NPY_FLOAT32, "weights", "float32")
+        if _size(weights) != n:
+            raise InputError(f"weights must have as many entries as hashes ({n}), got {len(weights)}")
+        w = weights.copy()
+        room_w = _new(n, cnp.NPY_FLOAT32)
+        pw = <float *> cnp.PyArray_DATA(w)
+        prw = <float *> cnp.PyArray_DATA(room_w)
+    cdef int status
+    with nogil:
+        status = edr_sort_unique(ph, pw, n, prh, prw, &kept, &at)
+    if status != EDR_OK:
+        raise InputError(f"weights[{at}] is {weights[at]}; weights must be finite")
+    return h[:kept].copy(), (None if weights is None else w[:kept].copy())
+
+
+# ---- feature rows ----
+
+cdef class FeaturePlan:
+    cdef edr_template[EDR_MAX_TEMPLATES] templates
+    cdef int64_t m, v, f
+    cdef readonly int fields
+
+    def __init__(self, ops, lefts, rights, seeds, *, buckets, slots):
+        cdef const int32_t *op = <int32_t *> _array(ops, cnp.NPY_INT32, "ops", "int32")
+        cdef const int32_t *left = <int32_t *> _array(lefts, cnp.NPY_INT32, "lefts", "int32")
+        cdef const int32_t *right = <int32_t *> _array(rights, cnp.NPY_INT32, "rights", "int32")
+        cdef const uint64_t *seed = <uint64_t *> _array(seeds, cnp.NPY_UINT64, "seeds", "uint64")
+        cdef int64_t m = _size(ops), at = -1, i
+        if not (_size(lefts) == _size(rights) == _size(seeds) == m):
+            raise InputError(f"ops, lefts, rights and seeds must have one length, got {m}, {len(lefts)}, {len(rights)}, {len(seeds)}")
+        if m > EDR_MAX_TEMPLATES:
+            raise InputError(f"at most {EDR_MAX_TEMPLATES} templates, got {m}")
+        self.v = _integer(buckets, "buckets", 1, 2**31 - 1)
+        self.f = _integer(slots, "slots", 0, 2**31 - 1)
+        self.m = m
+        self.fields = 0
+        for i in range(m):
+            self.templates[i] = edr_template(op[i], left[i], right[i], seed[i])
+            self.fields = max(self.fields, left[i] + 1, 0 if op[i] == 0 else right[i] + 1)
+        cdef int status = edr_templates_check(self.templates, m, MAX_FIELDS, &at)
+        if status == EDR_E_VALUE:
+            raise InputError(f"ops[{at}] is {op[at]}; expected 0 emit, 1 common, 2 left_only, 3 match or 4 cross")
+        if status != EDR_OK:
+            raise InputError(f"template {at}: lefts[{at}] is {left[at]}, rights[{at}] is {right[at]}; field numbers are 0 .. {MAX_FIELDS - 1}")
+
+    def encode(self, fields, rows):
+        cdef const int64_t *r = <int64_t *> _array(rows, cnp.NPY_INT64, "rows", "int64")
+        cdef int64_t n = _size(rows), at = -1
+        cdef edr_field[MAX_FIELDS] c
+        cdef int count = len(fields), i, status
+        if count < self.fields or count > MAX_FIELDS:
+            raise InputError(f"the templates use {self.fields} fields, got {count}; pass a (hashes, weights, offsets) tuple for each")
+        held = tuple(fields)  # keeps the arrays alive while the GIL is released
+        for i in range(count):
+            _field(held[i], i, &c[i])
+        cdef cnp.ndarray ids = _new2(n, self.f, cnp.NPY_INT32), weights = _new2(n, self.f, cnp.NPY_FLOAT32)
+        cdef int32_t *to = <int32_t *> cnp.PyArray_DATA(ids)
+        cdef float *w = <float *> cnp.PyArray_DATA(weights)
+        with nogil:
+            status = edr_encode_rows(self.templates, self.m, c, count, r, n, self.v, self.f, to, w, &at)
+        if status != EDR_OK:
+            _refuse(status, f"rows[{at}] = {r[at]} of {n}" if 0 <= at < n else "fields", at)
+        return ids, weights
+
+
+cdef int _field(object field, int i, edr_field *c) except -1:
+    if type(field) is not tuple or len(field) != 3:
+        raise InputError(f"fields[{i}] must be a tuple (hashes, weights or None, offsets or None), got {type(field).__name__}")
+    hashes, weights, offsets = field
+    c.hashes = <uint64_t *> _array(hashes, cnp.NPY_UINT64, f"fields[{i}] hashes", "uint64")
+    c.size = _size(hashes)
+    c.weights = NULL
+    c.offsets = NULL
+    c.table = 0
+    if weights is not None:
+        c.weights = <float *> _array(weights, cnp.NPY_FLOAT32, f"fields[{i}] weights", "float32")
+        if _size(weights) != c.size:
+            raise InputError(f"fields[{i}]: {c.size} hashes but {len(weights)} weights")
+    if offsets is not None:
+        c.offsets = _offsets(offsets, f"fields[{i}] offsets", &c.table)
+    return 0
+
+
+# ---- token rows ----
+
+def pack_pairs(query, tokens, offsets, rows, *, prefix, middle, suffix, pad_id, query_type, item_type, max_tokens, width=None):
+    cdef edr_pair_frame frame
+    frame.query = <int32_t *> _array(query, cnp.NPY_INT32, "query", "int32")
+    frame.prefix = <int32_t *> _array(prefix, cnp.NPY_INT32, "prefix", "int32")
+    frame.middle = <int32_t *> _array(middle, cnp.NPY_INT32, "middle", "int32")
+    frame.suffix = <int32_t *> _array(suffix, cnp.NPY_INT32, "suffix", "int32")
+    frame.query_size, frame.prefix_size, frame.middle_size, frame.suffix_size = _size(query), _size(prefix), _size(middle), _size(suffix)
+    frame.pad_id = _integer(pad_id, "pad_id", -(2**31), 2**31 - 1)
+    frame.query_type = _integer(query_type, "query_type", -(2**31), 2**31 - 1)
+    frame.item_type = _integer(item_type, "item_type", -(2**31), 2**31 - 1)
+    frame.max_tokens = _integer(max_tokens, "max_tokens", 0, 2**31 - 1)
+    cdef const int32_t *t = <int32_t *> _array(tokens, cnp.NPY_INT32, "tokens", "int32")
+    cdef const int64_t *r = <int64_t *> _array(rows, cnp.NPY_INT64, "rows", "int64")
+    cdef int64_t table = 0, n = _size(rows), size = _size(tokens), at = -1, needed = 0, w
+    cdef const int64_t *begin = _offsets(offsets, "offsets", &table)
+    cdef int status = edr_pack_width(&frame, size, begin, table, r, n, &needed, &at)
+    if status == EDR_E_SPACE:
+        fixed = len(prefix) + len(query) + len(middle) + len(suffix)
+        raise InputError(f"prefix + query + middle + suffix are {fixed} tokens, more than max_tokens = {max_tokens}; shorten the query")
+    if status != EDR_OK:
+        _refuse(status, f"rows of a table of {table} items", at)
+    w = needed if width is None else _integer(width, "width", 0, 2**31 - 1)
+    if w < needed:
+        raise InputError(f"width {w} is less than the longest row, {needed} tokens")
+    cdef cnp.ndarray ids = _new2(n, w, cnp.NPY_INT32), mask = _new2(n, w, cnp.NPY_INT32), types = _new2(n, w, cnp.NPY_INT32)
+    cdef int32_t *pi = <int32_t *> cnp.PyArray_DATA(ids)
+    cdef int32_t *pm = <int32_t *> cnp.PyArray_DATA(mask)
+    cdef int32_t *pt = <int32_t *> cnp.PyArray_DATA(types)
+    with nogil:
+        status = edr_pack_pairs(&frame, t, size, begin, table, r, n, w, pi, pm, pt, &at)
+    if status != EDR_OK:
+        _refuse(status, "rows changed while they were packed", at)
+    return ids, mask, types
+
+
+# ---- identifiers ----
+
+def index_build(hashes):
+    cdef const uint64_t *h = <uint64_t *> _array(hashes, cnp.NPY_UINT64, "hashes", "uint64")
+    cdef int64_t n = _size(hashes), capacity = edr_index_capacity(n)
+    if capacity == 0:
+        raise InputError(f"at most 2**30 identifiers fit an index, got {n}")
+    cdef cnp.ndarray keys = _new(capacity, cnp.NPY_UINT64), slots = _new(capacity, cnp.NPY_INT32)
+    cdef uint64_t *pk = <uint64_t *> cnp.PyArray_DATA(keys)
+    cdef int32_t *ps = <int32_t *> cnp.PyArray_DATA(slots)
+    with nogil:
+        edr_index_build(h, n, pk, ps, capacity)
+    return keys, slots
+
+
+def index_find(keys, slots, id_bytes, id_offsets, ids, seed=0):
+    cdef const uint64_t *k = <uint64_t *> _array(keys, cnp.NPY_UINT64, "keys", "uint64")
+    cdef const int32_t *s = <int32_t *> _array(slots, cnp.NPY_INT32, "slots", "int32")
+    cdef const uint8_t *b = <uint8_t *> _array(id_bytes, cnp.NPY_UINT8, "id_bytes", "uint8")
+    cdef int64_t table = 0, at = -1, capacity = _size(keys), size = _size(id_bytes), n, begin, i, count
+    cdef const int64_t *o = _offsets(id_offsets, "id_offsets", &table)
+    cdef uint64_t hash_seed = _seed(seed)
+    if not PyList_CheckExact(ids):
+        raise InputError(f"ids must be a list of str, got {type(ids).__name__}")
+    if _size(slots) != capacity or capacity < 1 or capacity & (capacity - 1):
+        raise InputError(f"keys and slots must have one length, a power of two; got {capacity} and {len(slots)}")
+    n = PyList_GET_SIZE(ids)
+    cdef cnp.ndarray out = _new(n, cnp.NPY_INT64)
+    cdef int64_t *to = <int64_t *> cnp.PyArray_DATA(out)
+    cdef edr_slice[64] names
+    cdef Py_ssize_t length = 0
+    cdef int status
+    for begin in range(0, n, 64):
+        count = min(n - begin, 64)
+        for i in range(count):
+            name = <object> PyList_GET_ITEM(ids, begin + i)
+            if not PyUnicode_Check(name):
+                raise InputError(f"ids[{begin + i}] must be str, got {type(name).__name__}")
+            try:
+                names[i].data = <const uint8_t *> PyUnicode_AsUTF8AndSize(name, &length)
+                names[i].size = length
+            except UnicodeEncodeError:  # has no UTF-8 form, so it is in no table: the C side answers -1
+                names[i].data = NULL
+                names[i].size = 1
+        status = edr_index_find(k, s, capacity, b, size, o, table, names, count, hash_seed, to + begin, &at)
+        if status != EDR_OK:
+            _refuse(status, f"damaged index of {table} identifiers", at)
+    return out
+
+
+# ---- top-k ----
+
+cdef tuple _finish(edr_topk *top):
+    cdef int64_t count = edr_topk_count(top)
+    cdef cnp.ndarray indices = _new(count, cnp.NPY_INT64), scores = _new(count, cnp.NPY_FLOAT32)
+    edr_topk_finish(top, <int64_t *> cnp.PyArray_DATA(indices), <float *> cnp.PyArray_DATA(scores), &count)
+    return indices, scores
+
+
+def topk(scores, k, mask=None):
+    cdef const float *s = <float *> _array(scores, cnp.NPY_FLOAT32, "scores", "float32")
+    cdef int64_t n = _size(scores), want = min(_integer(k, "k", 0, EDR_TOPK_MAX_K), n)
+    cdef const uint8_t *skip = _mask(mask, n)
+    cdef float[SMALL_ROOM] few_scores
+    cdef int64_t[SMALL_ROOM] few_indices
+    cdef edr_topk top
+    if want <= SMALL_K:
+        edr_topk_init(&top, want, _isa, few_scores, few_indices, SMALL_ROOM)
+        if n <= FEW:
+            edr_topk_push(&top, s, skip, n, 0)
+        else:
+            with nogil:
+                edr_topk_push(&top, s, skip, n, 0)
+        return _finish(&top)
+    selection = TopK(want)
+    selection.push(scores, 0, mask)
+    return selection.finish()
+
+
+cdef class TopK:
+    cdef edr_topk top
+    cdef float *scores
+    cdef int64_t *indices
+    cdef bint busy
+
+    def __cinit__(self, k):
+        cdef int64_t want = _integer(k, "k", 0, EDR_TOPK_MAX_K), room = EDR_TOPK_ROOM(want)
+        self.scores = <float *> PyMem_RawMalloc(room * sizeof(float))
+        self.indices = <int64_t *> PyMem_RawMalloc(room * sizeof(int64_t))
+        if self.scores == NULL or self.indices == NULL:
+            raise MemoryError(f"no memory for a top-k of k = {want}")
+        edr_topk_init(&self.top, want, _isa, self.scores, self.indices, room)
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.scores)
+        PyMem_RawFree(self.indices)
+
+    cdef int claim(self) except -1:
+        # Threads that share a selection would write one buffer at once, with the GIL released.
+        if self.busy:
+            raise InputError("this TopK is in use by another thread; use one TopK per thread")
+        self.busy = True
+        return 0
+
+    def push(self, scores, start=0, mask=None):
+        cdef const float *s = <float *> _array(scores, cnp.NPY_FLOAT32, "scores", "float32")
+        cdef int64_t n = _size(scores), first = _integer(start, "start", 0, 2**62)
+        cdef const uint8_t *skip = _mask(mask, n)
+        self.claim()
+        with nogil:
+            edr_topk_push(&self.top, s, skip, n, first)
+        self.busy = False
+
+    def push_at(self, scores, indices):
+        cdef const float *s = <float *> _array(scores, cnp.NPY_FLOAT32, "scores", "float32")
+        cdef const int64_t *x = <int64_t *> _array(indices, cnp.NPY_INT64, "indices", "int64")
+        cdef int64_t n = _size(scores)
+        if _size(indices) != n:
+            raise InputError(f"indices must have as many entries as scores ({n}), got {len(indices)}")
+        self.claim()
+        with nogil:
+            edr_topk_push_at(&self.top, s, x, n)
+        self.busy = False
+
+    def finish(self):
+        self.claim()
+        try:
+            return _finish(&self.top)
+        finally:
+            self.busy = False

@@ -1,0 +1,120 @@
+"""FeaturePlan against a slow reading of docs/formats.md, with PyPI xxhash as the hash."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from edgerec import InputError
+from edgerec._core import FeaturePlan, project, sort_unique
+
+EMIT, COMMON, LEFT_ONLY, MATCH, CROSS = range(5)
+Set = list[tuple[int, float]]  # (hash, weight), ascending
+
+
+def le(x: int) -> bytes:
+    return struct.pack("<Q", x % 2**64)
+
+
+def emissions(op: int, left: Set, right: Set, seed: int) -> list[tuple[int, np.float32]]:
+    """What a template emits, as docs/formats.md words it."""
+    h = lambda data: xxhash.xxh64_intdigest(data, seed=seed)  # noqa: E731
+    in_right = {b for b, _ in right}
+    if op == EMIT:
+        return [(h(le(a)), np.float32(w)) for a, w in left]
+    if op == COMMON:
+        return [(h(le(a)), np.float32(w)) for a, w in left if a in in_right]
+    if op == LEFT_ONLY:
+        return [(h(le(a)), np.float32(w)) for a, w in left if a not in in_right]
+    if op == CROSS:
+        return [(h(le(a) + le(b)), np.float32(wa) * np.float32(wb)) for a, wa in left for b, wb in right]
+    total = 0.0
+    matched = 0.0
+    for a, w in left:
+        total += float(np.float32(w))
+        matched += float(np.float32(w)) if a in in_right else 0.0
+    if not total > 0:
+        return []
+    c = matched / total
+    return [(seed, np.float32(c)), (h(le(max(-(10**15), min(10**15, math.floor(4 * c))))), np.float32(1))]
+
+
+def encode_slowly(
+    templates: Sequence[tuple[int, int, int, int]], sets: Sequence[Set], buckets: int, slots: int
+) -> tuple[list[int], list[np.float32]]:
+    row: dict[int, np.float32] = {}
+    for op, left, right, seed in templates:
+        for hashed, weight in emissions(op, sets[left], sets[right] if op != EMIT else [], seed):
+            feature = ((hashed >> 32) * buckets) >> 32
+            signed = weight if hashed & 1 else -weight
+            if feature in row:
+                row[feature] = np.float32(row[feature] + signed)
+            elif len(row) < slots:
+                row[feature] = signed
+    spare = slots - len(row)
+    return [*row, *[0] * spare], [*row.values(), *[np.float32(0)] * spare]
+
+
+def plan_of(templates: Sequence[tuple[int, int, int, int]], buckets: int, slots: int) -> FeaturePlan:
+    ops, lefts, rights, seeds = zip(*templates, strict=True) if templates else ((), (), (), ())
+    return FeaturePlan(
+        np.array(ops, np.int32), np.array(lefts, np.int32), np.array(rights, np.int32), np.array(seeds, np.uint64), buckets=buckets, slots=slots
+    )
+
+
+# Few distinct hashes, so that sets meet; spread over all bits, so that ids and filter bits differ.
+pool = [xxhash.xxh64_intdigest(b"%d" % i) for i in range(40)] + [0, 1, 2**63, 2**64 - 1]
+weights = st.floats(-4, 4, width=32)
+
+
+@st.composite
+def one_set(draw: st.DrawFn, weighted: bool) -> Set:
+    hashes = sorted(draw(st.sets(st.sampled_from(pool), max_size=12)))
+    return [(h, draw(weights) if weighted else 1.0) for h in hashes]
+
+
+Field = tuple[NDArray[np.uint64], NDArray[np.float32] | None, NDArray[np.int64] | None]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[list[tuple[int, int, int, int]], list[Field], list[list[Set]], list[int], int, int]:
+    """Templates, fields as arrays, the same fields as one list of sets per table row, rows, buckets, slots."""
+    table = draw(st.integers(1, 4))
+    fields: list[Field] = []
+    slow: list[list[Set]] = []
+    for _ in range(draw(st.integers(1, 4))):
+        weighted, shared = draw(st.booleans()), draw(st.booleans())
+        sets = [draw(one_set(weighted))] * table if shared else [draw(one_set(weighted)) for _ in range(table)]
+        flat = sets[0] if shared else [pair for s in sets for pair in s]
+        fields.append(
+            (
+                np.array([h for h, _ in flat], np.uint64),
+                np.array([w for _, w in flat], np.float32) if weighted else None,
+                None if shared else np.cumsum([0, *map(len, sets)]).astype(np.int64),
+            )
+        )
+        slow.append(sets)
+    field = st.integers(0, len(fields) - 1)
+    templates = draw(st.lists(st.tuples(st.integers(0, 4), field, field, st.integers(0, 2**64 - 1)), max_size=6))
+    rows = draw(st.lists(st.integers(0, table - 1), max_size=5))
+    return templates, fields, slow, rows, draw(st.sampled_from([1, 7, 100, 32768, 2**31 - 1])), draw(st.integers(0, 20))
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases())
+def test_encode_is_what_the_format_says(case: tuple[list[tuple[int, int, int, int]], list[Field], list[list[Set]], list[int], int, int]) -> None:
+    templates, fields, slow, rows, buckets, slots = case
+    ids, values = plan_of(templates, buckets, slots).encode(fields, np.array(rows, np.int64))
+    assert ids.shape == values.shape == (len(rows), slots)
+    for i, row in enumerate(rows):
+        expected_ids, expected_values = encode_slowly(templates, [sets[row] for sets in slow], buckets, slots)
+        assert ids[i].tolist() == expected_ids
+        assert values[i].tobytes() == np.array(expected_values, np.float32).tobytes()
