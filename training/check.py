@@ -27,6 +27,7 @@ class Check:
     ----------
     counts, grades : for the report; grades are split -> grade -> judgements.
     range : the lowest and the highest grade, by ``dataset.json``; ``None`` when it does not say.
+    split_by_time : ``dataset.json`` says so: a query may then be judged on both sides, by behaviour before and after.
     items : id -> line.
     queries : id -> (line, text).
     judged : split -> query id -> the line it is first judged on.
@@ -37,6 +38,7 @@ class Check:
     counts: dict[str, Any] = field(default_factory=dict)
     grades: dict[str, Counter[float]] = field(default_factory=dict)
     range: tuple[float, float] | None = None
+    split_by_time: bool = False
     items: dict[str, int] = field(default_factory=dict)
     queries: dict[str, tuple[int, str]] = field(default_factory=dict)
     judged: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -27,6 +27,7 @@ def check_dataset_json(check: Check) -> None:
         check.found.error("malformed", path.name, 0, str(error))
         return
     check.range = (float(low), float(high))
+    check.split_by_time = meta.get("split") == "time"
     if not isinstance(meta.get("name"), str) or not meta["name"]:
         check.found.warn("no-name", path.name, 0, "name is missing; tables will show the folder's name")
 
