@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +21,8 @@ from .data import load_dataset
 from .first_stage import Bm25
 from .judged import JudgedList, judged_lists, relevant_from
 from .latency import Latency, first_stage_requests, measure_latency
-from .scorers import Opened, Scorer, open_model, score_lists
+from .scorers import Opened, Scorer, open_bundle, open_model, score_lists
 from .table import Estimate, Row, Table
-
-if TYPE_CHECKING:
-    from edgerec.ranker import Ranker
 
 __all__ = ["Scorer", "evaluate"]
 
@@ -114,38 +109,6 @@ def evaluate(
             "versions": installed_versions(PACKAGES),
         },
     )
-
-
-class BundleScorer:
-    """A :class:`Scorer` over an open ranker whose catalogue holds the items: what a search server would run."""
-
-    def __init__(self, ranker: Ranker) -> None:
-        self._ranker = ranker
-
-    def score(self, query: str, items: Sequence[Item]) -> NDArray[np.float32]:
-        """Scores by item id, through the catalogue."""
-        return self._ranker.score(query, [item.id for item in items])
-
-
-@contextmanager
-def open_bundle(bundle: Path, items: Iterable[Item]) -> Iterator[Opened]:
-    """The scorer of a bundle, over a temporary catalogue of the given items.
-
-    Raises
-    ------
-    BundleError : the bundle is damaged or of another version.
-    """
-    # Imported here: the serving half is met at a folder; only evaluation looks at both halves.
-    from edgerec.bundle import read_manifest
-    from edgerec.catalog import build_catalog
-    from edgerec.ranker import Ranker
-
-    manifest = read_manifest(bundle)
-    detail = {"model_version": manifest.model_version, "backend": manifest.backend, "precision": manifest.precision}
-    with tempfile.TemporaryDirectory(prefix="edgerec-") as work:
-        build_catalog(items, bundle, Path(work) / "catalog")
-        with Ranker.open(bundle, catalog=Path(work) / "catalog") as ranker:
-            yield Opened("bundle", BundleScorer(ranker), detail)
 
 
 def _planned(

@@ -1,13 +1,14 @@
-"""What evaluation can score with: a model folder, or anything with ``score``."""
+"""What evaluation can score with: a model folder, a bundle, anything with ``score``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from edgerec.errors import BundleError, InputError
 from edgerec.types import Item
 
 from .judged import JudgedList
+
+if TYPE_CHECKING:
+    from edgerec.ranker import Ranker
 
 
 class Scorer(Protocol):
@@ -39,6 +43,17 @@ class Opened:
     kind: str
     scorer: Scorer
     detail: Mapping[str, str] = field(default_factory=dict)
+
+
+class BundleScorer:
+    """A :class:`Scorer` over an open ranker whose catalogue holds the items: what a search server would run."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        self._ranker = ranker
+
+    def score(self, query: str, items: Sequence[Item]) -> NDArray[np.float32]:
+        """Scores by item id, through the catalogue."""
+        return self._ranker.score(query, [item.id for item in items])
 
 
 @contextmanager
@@ -65,6 +80,27 @@ def open_model(folder: Path) -> Iterator[Opened]:
         yield Opened(kind, StudentScorer.load(folder))
     else:
         raise BundleError(f"{path}: kind is {kind!r}; expected 'teacher' or 'student'")
+
+
+@contextmanager
+def open_bundle(bundle: Path, items: Iterable[Item]) -> Iterator[Opened]:
+    """The scorer of a bundle, over a temporary catalogue of the given items.
+
+    Raises
+    ------
+    BundleError : the bundle is damaged or of another version.
+    """
+    # Imported here: the serving half is met at a folder; only evaluation looks at both halves.
+    from edgerec.bundle import read_manifest
+    from edgerec.catalog import build_catalog
+    from edgerec.ranker import Ranker
+
+    manifest = read_manifest(bundle)
+    detail = {"model_version": manifest.model_version, "backend": manifest.backend, "precision": manifest.precision}
+    with tempfile.TemporaryDirectory(prefix="edgerec-") as work:
+        build_catalog(items, bundle, Path(work) / "catalog")
+        with Ranker.open(bundle, catalog=Path(work) / "catalog") as ranker:
+            yield Opened("bundle", BundleScorer(ranker), detail)
 
 
 def score_lists(scorer: Scorer, lists: Sequence[JudgedList], name: str = "the scorer") -> tuple[NDArray[np.float32], ...]:
