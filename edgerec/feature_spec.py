@@ -11,6 +11,9 @@ from typing import Any
 
 from .errors import FeatureError
 
+MAX_FIELDS, MAX_TEMPLATES = 256, 128
+"""What the C core takes."""
+
 OPS = {"emit": 0, "common": 1, "left_only": 2, "match": 3, "cross": 4}
 
 _TEXT_KINDS = ("words", "trigrams", "value")
@@ -89,9 +92,9 @@ class FeatureSpec:
             if type(value) is not int or not low <= value <= high:
                 raise FeatureError(f"{name} is {value!r}; expected an integer from {low} to {high}")
         names = {f.name for f in self.fields}
-        for kind, given in (("field", self.fields), ("template", self.templates)):
-            if not given:
-                raise FeatureError(f"a feature spec needs at least one {kind}")
+        for kind, given, most in (("field", self.fields, MAX_FIELDS), ("template", self.templates, MAX_TEMPLATES)):
+            if not 1 <= len(given) <= most:
+                raise FeatureError(f"a feature spec has {len(given)} {kind}s; expected at least one {kind} and at most {most} {kind}s")
             if len({entry.name for entry in given}) != len(given):
                 raise FeatureError(f"two {kind}s of a feature spec have the same name: {sorted(entry.name for entry in given)}")
         for template in self.templates:
