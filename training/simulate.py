@@ -28,6 +28,7 @@ GRADES = (0, 3)
 _JUDGED = 30  # candidates a query is judged on
 _MISSPELT = 0.15  # share of queries with a misspelling
 _PLAIN = 0.3  # how often a query says a kind or a value by its first name, whatever else it is called
+_MOST_REPEATS = 500  # draws in a row that give no new query, before the shop counts as exhausted
 _UNTOLD = 0.08  # share of attribute values that a title leaves out
 
 
@@ -163,19 +164,23 @@ def _ask(products: Sequence[Product], count: int, dice: Dice) -> list[Need]:
     """The queries: each starts from an item, so that something fits, and no two have the same words."""
     needs: list[Need] = []
     seen: set[str] = set()
-    for _ in range(200 * count):
-        if len(needs) == count:
-            return needs
+    repeats = 0
+    while len(needs) < count:
         product = dice.pick(products)
         wished = dice.sample(list(product.traits), dice.pick_weighted((0, 1, 2, 3), (0.12, 0.4, 0.36, 0.12)))
         if "brand" in wished and dice.chance(0.5):
             wished.remove("brand")
         wishes = {name: product.traits[name] for name in wished}
         text = _words(product.kind, wishes, dice)
+        repeats = repeats + 1 if text in seen else 0
+        if repeats > _MOST_REPEATS:
+            raise InputError(
+                f"{len(products)} items give about {len(needs)} different queries, not {count}; ask for more items or fewer queries"
+            )
         if text not in seen:
             seen.add(text)
             needs.append(Need(f"q{len(needs):0{max(5, len(str(count)))}d}", text, product.kind, wishes))
-    raise InputError(f"{len(products)} items give only {len(needs)} different queries, not {count}; ask for more items or fewer queries")
+    return needs
 
 
 def _words(kind: Kind, wishes: Mapping[str, str], dice: Dice) -> str:
