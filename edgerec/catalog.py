@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from . import _core
 from .catalog_info import ID_SEED, CatalogInfo, read_info
 from .catalog_writer import build_catalog
-from .errors import BundleError
+from .errors import BundleError, InputError
 from .features import ItemFeatures
 from .segment import SectionFile
 
@@ -81,8 +81,19 @@ class Catalog:
         return [text[start:end].decode() for start, end in itertools.pairwise(ends)]
 
     def find(self, ids: list[str]) -> NDArray[np.int64]:
-        """Rows of the ids, int64 [N]; -1 where the id is not in the catalogue."""
-        return _core.index_find(self._keys, self._slots, *self._ids, ids, ID_SEED)
+        """Rows of the ids, int64 [N]; -1 where the id is not in the catalogue.
+
+        Raises
+        ------
+        InputError : `ids` is not a list of str.
+        BundleError : the index is damaged.
+        """
+        try:
+            return _core.index_find(self._keys, self._slots, *self._ids, ids, ID_SEED)
+        except InputError as e:
+            if isinstance(ids, list) and all(isinstance(one, str) for one in ids):
+                raise BundleError(f"{self._sections.path}: {e}; build the catalogue again") from e
+            raise
 
     def _ragged(self, name: str, dtype: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
         values = self._sections.column(name, dtype)

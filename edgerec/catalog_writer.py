@@ -72,7 +72,7 @@ def build_catalog(
                 id_hashes = np.concatenate(hashes)
                 _refuse_duplicates(id_hashes, spool)
                 keys, slots = _core.index_build(id_hashes)
-                columns = {**spool.columns(), "ids.index.keys": keys, "ids.index.slots": slots}
+                columns: dict[str, Column | NDArray[Any]] = {**spool.columns(), "ids.index.keys": keys, "ids.index.slots": slots}
                 size = write_sections(folder / SEGMENT_FILE, columns)
             info = CatalogInfo(
                 items=len(id_hashes),

@@ -18,29 +18,12 @@ from .bundle import read_file, read_json, read_manifest, verify_bundle
 from .catalog import Catalog
 from .engine import Engine, open_engine
 from .errors import BundleError, InputError
-from .features import FeatureEncoder, FeatureSpec, ItemFeatures, QueryFeatures, check_golden
+from .features import FeatureEncoder, FeatureSpec, ItemFeatures, check_golden
 from .manifest import Manifest
+from .ranker_batches import Batcher, Table
 from .ranker_candidates import Candidate, Candidates, sort_out
 from .text import TextEncoder, TextSpec
-from .types import Batch, RankedList, UserProfile
-
-BATCH_ROWS = 16
-"""Rows of an engine call. Rows are sorted by length first, so a small batch has little padding."""
-BATCH_TOKENS = 2048
-"""At most so many tokens in an engine call, padding included: bounds its memory, whatever the candidates are."""
-WIDTH_STEP = 4
-"""T is rounded up to a multiple of this, so that the engine meets few different shapes."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """Candidates whose tokens and features lie in the same arrays: those of the catalogue, or those given whole."""
-
-    positions: NDArray[np.int64]  # [N] places in the caller's list
-    rows: NDArray[np.int64]  # [N] rows of the arrays below
-    tokens: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    features: ItemFeatures
+from .types import RankedList, UserProfile
 
 
 @dataclass(slots=True)
@@ -73,9 +56,7 @@ class Ranker:
         self.manifest = manifest
         self.catalog = catalog
         self._text, self._features, self._engine = text, features, engine
-        self._prefix, self._middle, self._suffix = (
-            np.array(ids, np.int32) for ids in (text.spec.prefix, text.spec.middle, text.spec.suffix)
-        )
+        self._batcher = Batcher(text.spec, features)
 
     @classmethod
     def open(
@@ -119,6 +100,8 @@ class Ranker:
                 f"the catalogue was built for content_id {opened.info.content_id} (model {opened.info.model_version}), but {root} has "
                 f"content_id {manifest.content_id} (model {manifest.model_version}); run `edgerec build-catalog` with this bundle"
             )
+        if opened is not None and opened.info.fields != (features.item_fields if features else ()):
+            raise BundleError(f"the catalogue has columns for the fields {opened.info.fields}, not for those of {root}; build it again")
         read_file(root, manifest, "tokenizer.json")  # for its hash, also without verify: the next line parses the file
         return cls(manifest, TextEncoder(root / "tokenizer.json", text_spec), features, open_engine(root, threads=threads), opened)
 
@@ -210,54 +193,20 @@ class Ranker:
         query_tokens = self._text.encode_query(query)
         query_features = self._features.encode_query(query, user, context) if self._features else None
         for table in self._tables(found):
-            for positions, batch in self._batches(query_tokens, query_features, table):
+            for positions, batch in self._batcher.batches(query_tokens, query_features, table):
                 clock.lap("encode")
                 logits = self._engine.run(batch)
                 clock.lap("score")
                 yield positions, logits
         clock.lap("encode")
 
-    def _tables(self, found: Candidates) -> Iterator[_Table]:
+    def _tables(self, found: Candidates) -> Iterator[Table]:
         if self.catalog is not None and len(found.rows):
-            yield _Table(found.row_positions, found.rows, *self.catalog.item_tokens, self.catalog.features)
+            yield Table(found.row_positions, found.rows, *self.catalog.item_tokens, self.catalog.features)
         if found.items:
             tokens, offsets = self._text.encode_items([self._text.item_text(item) for item in found.items])
             features = self._features.encode_items(found.items) if self._features else ItemFeatures((), ())
-            yield _Table(found.item_positions, np.arange(len(found.items)), tokens, offsets, features)
-
-    def _batches(
-        self, query_tokens: NDArray[np.int32], query_features: QueryFeatures | None, table: _Table
-    ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-        """Rows sorted by length, the longest first, in batches that keep `BATCH_ROWS` and `BATCH_TOKENS`."""
-        spec = self._text.spec
-        tokens, offsets = table.tokens, table.offsets
-        lengths = offsets[table.rows + 1] - offsets[table.rows] + (len(query_tokens) + spec.special_tokens)
-        order = np.argsort(-lengths, kind="stable")
-        rows, positions, lengths = table.rows[order], table.positions[order], lengths[order]
-        if query_features is None or self._features is None:
-            ids, weights = np.zeros((len(rows), 0), np.int32), np.zeros((len(rows), 0), np.float32)
-        else:
-            ids, weights = self._features.encode_rows(query_features, table.features, rows)
-        start = 0
-        while start < len(rows):
-            width = max(1, min(-(-int(lengths[start]) // WIDTH_STEP) * WIDTH_STEP, spec.max_tokens))
-            end = start + max(1, min(BATCH_ROWS, BATCH_TOKENS // width))
-            input_ids, mask, types = _core.pack_pairs(
-                query_tokens,
-                tokens,
-                offsets,
-                rows[start:end],
-                prefix=self._prefix,
-                middle=self._middle,
-                suffix=self._suffix,
-                pad_id=spec.pad_id,
-                query_type=spec.query_type,
-                item_type=spec.item_type,
-                max_tokens=spec.max_tokens,
-                width=width,
-            )
-            yield positions[start:end], Batch(input_ids, mask, types, ids[start:end], weights[start:end])
-            start = end
+            yield Table(found.item_positions, np.arange(len(found.items)), tokens, offsets, features)
 
 
 def _check_request(query: Any, user: Any, context: Any) -> None:
