@@ -171,7 +171,7 @@ class _Spool:
         if name not in self._files:
             self._files[name] = open(self._folder / name, "w+b")  # noqa: SIM115  closed by __exit__
             self._dtypes[name], self._counts[name] = values.dtype, 0
-        self._files[name].write(np.ascontiguousarray(values, self._dtypes[name]).data.cast("B"))
+        self._files[name].write(np.ascontiguousarray(values, self._dtypes[name]).view(np.uint8))
         self._counts[name] += len(values)
 
     def append_ragged(self, name: str, values: NDArray[Any], offsets: NDArray[np.int64]) -> None:
