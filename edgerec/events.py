@@ -171,8 +171,10 @@ def parse_object(raw: bytes | str) -> dict[str, Any]:
     return row
 
 
-def read_lines(path: Path, on_fault: OnFault) -> Iterator[tuple[int, bytes]]:
-    """The non-blank lines of a file, ``.gz`` or plain, with their numbers and their line ends, without a byte order mark.
+def read_lines(path: Path, on_fault: OnFault, *, blank: bool = False) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, ``.gz`` or plain, with their numbers and their line ends, without a byte order mark.
+
+    Blank lines are counted, and given only when ``blank`` asks for them.
 
     A gzip stream that is cut short or damaged gives what can be read of it, then a fault; so does a line above
     ``MAX_LINE_BYTES``.
@@ -198,7 +200,7 @@ def read_lines(path: Path, on_fault: OnFault) -> Iterator[tuple[int, bytes]]:
                     continue
                 if number == 1:
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
-                if raw.strip():
+                if blank or raw.strip():
                     yield number, raw
         except EOFError:
             on_fault(Fault(path.name, number, "the gzip stream is cut short after this line; copy the file again"))

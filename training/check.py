@@ -58,7 +58,7 @@ def rows(check: Check, name: str, *, needed: bool) -> Iterator[tuple[str, int, d
             check.found.error("malformed", path.name, line, str(error))
 
 
-def texts(check: Check, path: Path, file: str) -> Iterator[tuple[int, str]]:
+def texts(check: Check, path: Path, file: str, *, blank: bool = False) -> Iterator[tuple[int, str]]:
     """The lines of a file, decoded and without their ends; a line that is not UTF-8 is noted and left out."""
 
     def report(fault: Fault) -> None:
@@ -66,7 +66,7 @@ def texts(check: Check, path: Path, file: str) -> Iterator[tuple[int, str]]:
 
     file_faults(check, path, file)
     try:
-        for line, raw in read_lines(path, report):
+        for line, raw in read_lines(path, report, blank=blank):
             try:
                 yield line, raw.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:

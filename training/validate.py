@@ -80,10 +80,8 @@ def _qrels(check: Check) -> None:
 def _judgements(check: Check, path: Path, file: str) -> None:
     found, grades, judged = check.found, check.grades[path.stem], check.judged[path.stem]
     pairs: dict[tuple[str, str], tuple[int, float]] = {}
-    header = False
-    for line, text in texts(check, path, file):
-        if not header:
-            header = True
+    for line, text in texts(check, path, file, blank=True):
+        if line == 1:
             if text != QRELS_HEADER:
                 found.error("malformed", file, line, f"the first line is {text!a:.80}; expected {QRELS_HEADER!a}")
             continue
