@@ -40,21 +40,52 @@ def validate(ctx: click.Context, folder: Path, as_json: bool) -> None:
 
 @data.command("import")
 @click.argument("kind", type=click.Choice(["wands", "esci", "homedepot", "crowdflower"]))
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("source", type=EXISTING_FOLDER)
 @click.argument("folder", type=NEW_FOLDER)
+@click.option("--seed", default=0, show_default=True, help="Seed of the split by query, where the publisher made none.")
+@click.option("--locale", default="us", show_default=True, type=click.Choice(["us", "es", "jp"]), help="esci only.")
+@click.option("--small", is_flag=True, help="esci only: the reduced version.")
 @as_json
-def import_(kind: str, source: Path, folder: Path, as_json: bool) -> None:
+def import_(kind: str, source: Path, folder: Path, seed: int, locale: str, small: bool, as_json: bool) -> None:
     """Convert a public data set, as its owner publishes it in SOURCE, to a data FOLDER.
 
     \b
     Example:
       edgerec data import wands WANDS/dataset wands
     """
+    from dataclasses import asdict
+
     with needs("train"):
         from .training.importers import import_dataset
 
-        import_dataset(kind, source, folder)
-    _describe(folder, as_json)
+        report = import_dataset(kind, source, folder, seed=seed, locale=locale, small=small)
+    show(asdict(report), as_json=as_json)
+
+
+@data.command()
+@click.argument("folder", type=EXISTING_FOLDER)
+@click.argument("out", type=NEW_FOLDER)
+@click.option(
+    "--dev-share", default=0.2, show_default=True, type=click.FloatRange(0, 1, max_open=True), help="The latest requests, kept for dev."
+)
+@click.option("--eta", default=1.0, show_default=True, help="(1 / position) ** eta is the propensity where the log has none.")
+@as_json
+def labels(folder: Path, out: Path, dev_share: float, eta: float, as_json: bool) -> None:
+    """Turn the behaviour log of FOLDER (events.jsonl) into OUT, a data folder whose grades are what users did.
+
+    Robots and broken records are dropped, and counted by reason; position bias is divided out; train and dev are split by time.
+
+    \b
+    Example:
+      edgerec data labels shop shop-behaviour
+    """
+    from .training.behaviour import write_behaviour_dataset
+
+    report = write_behaviour_dataset(folder, out, dev_share=dev_share, eta=eta)
+    if as_json:
+        show(report.to_json(), as_json=True)
+    else:
+        click.echo(report.to_text())
 
 
 @data.command()

@@ -125,8 +125,9 @@ def rank(
     "--candidates", multiple=True, type=click.IntRange(min=1), help="Candidates a query; may be repeated.  [default: 10 100 1000]"
 )
 @click.option("--repeat", default=200, show_default=True, type=click.IntRange(min=1), help="Timed calls for each number of candidates.")
+@threads
 @as_json
-def bench(bundle: Path, data: Path, candidates: tuple[int, ...], repeat: int, as_json: bool) -> None:
+def bench(bundle: Path, data: Path, candidates: tuple[int, ...], repeat: int, threads: int | None, as_json: bool) -> None:
     """Time a BUNDLE on real queries and items: p50, p95, p99 by number of candidates, stage by stage.
 
     \b
@@ -137,8 +138,8 @@ def bench(bundle: Path, data: Path, candidates: tuple[int, ...], repeat: int, as
     from .training.data import load_dataset
 
     loaded = load_dataset(data)
-    sizes = candidates or (10, 100, 1000)
-    report = run(bundle, queries=list(loaded.queries.values()), items=list(loaded.items.values()), candidates=sizes, repeat=repeat)
+    queries, items = list(loaded.queries.values()), list(loaded.items.values())
+    report = run(bundle, queries=queries, items=items, candidates=candidates or (10, 100, 1000), repeat=repeat, threads=threads)
     if as_json:
         show(report.to_json(), as_json=True)
     else:
@@ -193,7 +194,7 @@ def _all_ids(folder: Path) -> list[str | Item]:
 
     found: list[str | Item] = []
     for segment in Catalog.open(folder).info.segments:
-        sections = SectionFile(folder / segment["file"])
+        sections = SectionFile(folder / segment.file)
         text = sections.column("ids", np.uint8).tobytes()
         offsets = sections.column("ids.offsets", np.int64).tolist()
         found += [text[start:end].decode() for start, end in pairwise(offsets)]

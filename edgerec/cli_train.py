@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,7 +34,12 @@ def train(data: tuple[Path, ...], base_model: str, recipe: Path, out: Path, resu
 
         settings = load_recipe(recipe)
         result = train_teacher(data, base_model, settings, out, resume=resume, progress=on_terminal())
-    show(result, as_json=as_json)
+    show(result if as_json else _summary(out, result), as_json=as_json)
+
+
+def _summary(out: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person wants to see of ``training.json``."""
+    return {"folder": str(out)} | {key: result[key] for key in ("steps", "best_step", "dev") if key in result}
 
 
 @click.command()
@@ -55,7 +62,7 @@ def distill(teacher: Path, data: tuple[Path, ...], student: Path, out: Path, res
 
         settings = load_recipe(student)
         result = run(teacher, data, settings, out, resume=resume, progress=on_terminal())
-    show(result, as_json=as_json)
+    show(result if as_json else _summary(out, result), as_json=as_json)
 
 
 @click.command()
@@ -76,7 +83,8 @@ def export(student: Path, export: Path, data: tuple[Path, ...], as_json: bool) -
         from .training.export import export_student
 
         result = export_student(student, export, data=data)
-    show(result, as_json=as_json)
+    summary = {"folder": str(export)} | {key: result.get(key) for key in ("name", "student", "dev_metrics", "export_check")}
+    show(result if as_json else summary, as_json=as_json)
 
 
 @click.command()
@@ -111,7 +119,9 @@ def evaluate(
     if json_file is not None:
         write_text(json_file, dump(table.to_json()) + "\n")
     if report is not None:
-        from .cli_report import render
+        with needs("train"):
+            from .training.report import write_report
 
-        write_text(report, render(table.to_json()))
+            report.parent.mkdir(parents=True, exist_ok=True)
+            write_report(table, report, title=f"{table.data}, split {table.split}")
     click.echo(table.to_markdown())

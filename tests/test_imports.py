@@ -71,6 +71,7 @@ THIRD_PARTY = {
     "edgerec.engine.trt": NUMERIC | {"tensorrt", "pycuda", "cuda"},
     "edgerec.builder": NUMERIC | {"tokenizers", "onnx", "onnxruntime", "tensorrt"},
     "edgerec.training": TRAINING,
+    "edgerec.training.export": TRAINING | {"onnxruntime"},  # the exported graph is run beside torch before it is written
     "edgerec.cli": NUMERIC | {"click"},
 }
 HEAVY = ("torch", "transformers", "onnxruntime", "tensorrt", "tokenizers", "onnx", "pyarrow", "click")
