@@ -68,7 +68,7 @@ def texts(check: Check, path: Path, file: str, *, blank: bool = False) -> Iterat
     try:
         for line, raw in read_lines(path, report, blank=blank):
             try:
-                yield line, raw.decode("utf-8").rstrip("\r\n")
+                yield line, raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError as error:
                 check.found.error("encoding", file, line, f"not valid UTF-8 at byte {error.start} of the line: {error.reason}")
     except InputError as error:

@@ -7,6 +7,7 @@ probably not meant. Files are streamed; ids, hashes of titles, and the text of t
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from .twins import twin_groups
 SPLITS = ("train", "dev", "test")
 
 _MOST_GRADES_LISTED = 20
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def validate(folder: Path | str) -> ValidationReport:
@@ -95,11 +97,9 @@ def _judgements(check: Check, path: Path, file: str) -> None:
         if item_id not in check.items:
             found.error("orphan-item", file, line, f"item {item_id!a} is not in corpus.jsonl")
         judged.setdefault(query_id, line)
-        try:
-            grade = float(said)
-        except ValueError:
-            grade = math.nan
-        if not math.isfinite(grade) or "_" in said:
+        # Python's float() takes more than other readers do: spaces, underscores, digits of any script.
+        grade = float(said) if _NUMBER.fullmatch(said) else math.nan
+        if not math.isfinite(grade):
             found.error("grade", file, line, f"grade {said!a} is not a finite number")
             continue
         if check.range is not None and not check.range[0] <= grade <= check.range[1]:
