@@ -74,11 +74,12 @@ class Catalog:
         return self.info.items
 
     def ids(self) -> list[str]:
-        """Every id, in row order: reads the whole column."""
-        data, offsets = self._ids
-        text = data.tobytes()
-        ends = offsets.tolist()
-        return [text[start:end].decode() for start, end in itertools.pairwise(ends)]
+        """Every id, in row order: reads the whole column. Raises BundleError when it is damaged."""
+        data, offsets = self._ids[0].tobytes(), self._ids[1].tolist()
+        try:
+            return [data[start:end].decode() for start, end in itertools.pairwise(offsets)]
+        except UnicodeDecodeError as e:
+            raise BundleError(f"{self._sections.path}: an id is not UTF-8 ({e}); build the catalogue again") from e
 
     def find(self, ids: list[str]) -> NDArray[np.int64]:
         """Rows of the ids, int64 [N]; -1 where the id is not in the catalogue.

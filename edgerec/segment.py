@@ -84,7 +84,7 @@ def write_sections(path: Path, columns: Mapping[str, Column | NDArray[Any]]) -> 
             digest, written = hashlib.sha256(), 0
             f.seek(position)
             for chunk in column.chunks:
-                data = np.ascontiguousarray(chunk, dtype).reshape(-1).view(np.uint8)
+                data = np.ascontiguousarray(chunk, dtype).reshape(-1).view(np.uint8).data
                 digest.update(data)
                 written += f.write(data)
             if written != math.prod(column.shape) * dtype.itemsize:
