@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 a gate failed, or the data, the bundle or the installation
 
 from __future__ import annotations
 
+import os
 from typing import IO, Any
 
 import click
@@ -97,4 +98,9 @@ for command in (data, train, distill, export, build_engine, build_catalog, rank,
 
 def main() -> None:
     """The console script."""
+    # Set before the libraries are imported: their progress bars do not look whether stderr is a terminal, and their advice is not for
+    # the user of this command. Whoever wants it sets these variables.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_LOGS", "-onnx")
     cli(prog_name="edgerec")

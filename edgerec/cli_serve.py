@@ -88,12 +88,13 @@ def rank(
     Example:
       edgerec rank bundle --catalog catalog --query "red lamp" --candidates ids.txt --top-k 5
     """
+    from .catalog import Catalog
     from .ranker import Ranker
 
     if candidates is not None:
         listed = _read_candidates(candidates)
     elif catalog is not None:
-        listed = _all_ids(catalog)
+        listed = [*Catalog.open(catalog).ids()]
     else:
         raise click.UsageError("give --catalog, or --candidates with whole items, or both")
     profile, fields = _read_user(user), _read_context(context)
@@ -181,24 +182,6 @@ def verify(bundle: Path, as_json: bool) -> None:
     if features is not None:
         check_golden(FeatureSpec.from_json(features))
     show({"bundle": str(bundle), "model_version": manifest.model_version, "files": len(manifest.files), "ok": True}, as_json=as_json)
-
-
-def _all_ids(folder: Path) -> list[str | Item]:
-    """Every id of a catalogue, in the order of the corpus."""
-    from itertools import pairwise
-
-    import numpy as np
-
-    from .catalog import Catalog
-    from .segment import SectionFile
-
-    found: list[str | Item] = []
-    for segment in Catalog.open(folder).info.segments:
-        sections = SectionFile(folder / segment.file)
-        text = sections.column("ids", np.uint8).tobytes()
-        offsets = sections.column("ids.offsets", np.int64).tolist()
-        found += [text[start:end].decode() for start, end in pairwise(offsets)]
-    return found
 
 
 def _read_candidates(lines: TextIO) -> list[str | Item]:
