@@ -1,0 +1,324 @@
+"""The command line: exit codes, error lines, JSON, and the main job through the commands alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from fixtures_export import make_export
+
+from edgerec.cli import cli
+from edgerec.cli_output import dump, leaves, needs, write_text
+from edgerec.errors import MissingExtraError
+
+SHOP = ("--items", "60", "--queries", "12", "--users", "5", "--events", "60", "--seed", "3")
+
+
+def run(*words: object, text: str | None = None) -> Result:
+    return CliRunner().invoke(cli, [str(word) for word in words], input=text, prog_name="edgerec")
+
+
+def ok(*words: object, text: str | None = None) -> Result:
+    result = run(*words, text=text)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def all_commands() -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for name, command in cli.commands.items():
+        found += [(name, inner) for inner in command.commands] if isinstance(command, click.Group) else [(name,)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shop") / "shop"
+    ok("data", "simulate", folder, *SHOP)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``export``, ``bundle`` and ``catalog``."""
+    folder = tmp_path_factory.mktemp("served")
+    make_export(folder / "export")
+    ok("build-engine", folder / "export", folder / "bundle")
+    ok("build-catalog", shop / "corpus.jsonl", folder / "bundle", folder / "catalog")
+    return folder
+
+
+def test_commands_are_those_of_the_readme() -> None:
+    names = {" ".join(words) for words in all_commands()}
+    serve = {"build-engine", "build-catalog", "rank", "bench", "inspect", "verify", "version"}
+    train = {"data validate", "data import", "data simulate", "data labels", "train", "distill", "export", "evaluate"}
+    assert names == serve | train
+
+
+@pytest.mark.parametrize("words", all_commands(), ids=" ".join)
+def test_help_has_an_example(words: tuple[str, ...]) -> None:
+    text = ok(*words, "--help").output
+    assert "Example:" in text
+    assert f"edgerec {' '.join(words)} " in text
+
+
+@pytest.mark.parametrize("words", [w for w in all_commands() if w != ("evaluate",)], ids=" ".join)
+def test_every_command_that_prints_a_result_has_json(words: tuple[str, ...]) -> None:
+    assert "--json" in ok(*words, "--help").output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("rnak",),
+        ("rank",),
+        ("rank", "no-such-bundle", "--query", "lamp"),
+        ("data", "import", "unknown", ".", "out"),
+        ("data", "simulate", "out", "--items", "0"),
+        ("train", "--data", ".", "--out", "x"),
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_wrong_usage_exits_with_2(words: tuple[str, ...]) -> None:
+    result = run(*words)
+    assert result.exit_code == 2
+    assert "Usage: edgerec" in result.output
+
+
+def test_an_error_is_one_line_without_traceback(tmp_path: Path) -> None:
+    result = run("verify", tmp_path)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert str(tmp_path) in line
+
+
+def test_debug_shows_the_error_itself(tmp_path: Path) -> None:
+    result = run("--debug", "verify", tmp_path)
+    assert result.exit_code == 1
+    assert type(result.exception).__name__ == "BundleError"
+
+
+def test_version_names_what_it_runs_on() -> None:
+    assert ok("version").output.startswith("edgerec ")
+    versions = json.loads(ok("version", "--json").stdout)
+    assert {"edgerec", "python", "machine", "isa", "numpy", "onnxruntime"} <= set(versions)
+
+
+def test_simulate_gives_the_same_bytes_for_the_same_seed(shop: Path, tmp_path: Path) -> None:
+    again = tmp_path / "shop"
+    said = json.loads(ok("data", "simulate", again, *SHOP, "--json").stdout)
+    assert said["items"] == 60
+    files = [path.relative_to(shop) for path in shop.rglob("*") if path.is_file()]
+    assert [f for f in files if (shop / f).read_bytes() != (again / f).read_bytes()] == []
+
+
+def test_validate_passes_a_good_folder_and_fails_a_broken_one(shop: Path, tmp_path: Path) -> None:
+    assert json.loads(ok("data", "validate", shop, "--json").stdout)["errors"] == []
+    broken = tmp_path / "broken"
+    ok("data", "simulate", broken, *SHOP)
+    with open(broken / "qrels" / "dev.tsv", "a", encoding="utf-8") as f:
+        f.write("q00000\tno-such-item\t1\n")
+    result = run("data", "validate", broken, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["errors"]
+    text = run("data", "validate", broken)
+    assert text.exit_code == 1
+    assert "dev.tsv:" in text.output
+
+
+def test_labels_turns_a_log_into_a_data_folder(tmp_path: Path) -> None:
+    ok("data", "simulate", tmp_path / "shop", "--items", 60, "--queries", 12, "--users", 5, "--events", 400, "--seed", 3)
+    report = json.loads(ok("data", "labels", tmp_path / "shop", tmp_path / "labels", "--json").stdout)
+    assert report["kept"]["requests"] > 0
+    ok("data", "validate", tmp_path / "labels")
+
+
+def test_import_reads_the_publishers_files(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    names = ["product_id", "product_name", "product_class", "category hierarchy", "product_description", "product_features"]
+    columns = [*names, "rating_count", "average_rating", "review_count"]
+    products = [["0", "Red lamp", "Lamps", "Lighting", *5 * [""]], ["1", "Blue desk", "Desks", "Office", *5 * [""]]]
+    write_text(source / "product.csv", "".join("\t".join(line) + "\n" for line in [columns, *products]))
+    write_text(source / "query.csv", "query_id\tquery\tquery_class\n0\tred lamp\tLamps\n")
+    write_text(source / "label.csv", "id\tquery_id\tproduct_id\tlabel\n0\t0\t0\tExact\n1\t0\t1\tIrrelevant\n")
+    report = json.loads(ok("data", "import", "wands", source, tmp_path / "out", "--json").stdout)
+    assert (report["items"], report["queries"]) == (2, 1)
+
+
+def test_build_engine_reports_parity_and_refuses_to_replace(served: Path) -> None:
+    result = json.loads(ok("build-engine", served / "export", served / "other", "--precision", "int8", "--json").stdout)
+    assert result["precision"] == "int8"
+    assert result["parity"]["rows"] > 0
+    again = run("build-engine", served / "export", served / "other")
+    assert again.exit_code == 1
+    assert "exists" in again.stderr
+
+
+def test_rank_all_of_a_catalogue_prints_one_line_a_result(served: Path) -> None:
+    lines = ok("rank", served / "bundle", "--catalog", served / "catalog", "--query", "red lamp", "--top-k", 3).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
+
+
+def test_rank_takes_ids_and_whole_items_from_stdin(served: Path, shop: Path) -> None:
+    first, second, *_ = (shop / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    known = json.loads(first)["_id"]
+    fresh = json.dumps({**json.loads(second), "_id": "fresh"})
+    words = ("rank", served / "bundle", "--catalog", served / "catalog", "--query", "red lamp", "--candidates", "-", "--json")
+    result = json.loads(ok(*words, text=f"{known}\n\n{fresh}\nno-such-item\n").stdout)
+    assert {found["id"] for found in result["results"]} == {known, "fresh"}
+    assert [skipped["id"] for skipped in result["skipped"]] == ["no-such-item"]
+    assert result["timings_us"]["total"] > 0
+
+
+def test_rank_uses_the_user(served: Path, shop: Path) -> None:
+    brand = json.loads((shop / "corpus.jsonl").read_text(encoding="utf-8").splitlines()[0])["brand"]
+    words = ("rank", served / "bundle", "--catalog", served / "catalog", "--query", "lamp", "--top-k", 60, "--json")
+    plain = json.loads(ok(*words).stdout)["results"]
+    personal = json.loads(ok(*words, "--user", json.dumps({"brands": {brand: 1.0}})).stdout)["results"]
+    assert plain != personal
+
+
+@pytest.mark.parametrize("user", ["{", "[1]", '{"colour": {}}', '{"brands": {"acme": "much"}}'])
+def test_rank_refuses_a_user_it_does_not_understand(served: Path, user: str) -> None:
+    result = run("rank", served / "bundle", "--catalog", served / "catalog", "--query", "lamp", "--user", user)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: --user")
+
+
+@pytest.mark.parametrize("words", [(), ("--catalog", "catalog", "--context", "device")], ids=["no candidates", "context without ="])
+def test_rank_refuses_wrong_options(served: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(served)
+    assert run("rank", "bundle", "--query", "lamp", *words).exit_code == 2
+
+
+def test_inspect_and_verify_say_what_a_bundle_is(served: Path) -> None:
+    said = json.loads(ok("inspect", served / "bundle", "--json").stdout)
+    assert json.loads(ok("verify", served / "bundle", "--json").stdout)["model_version"] == said["model_version"]
+
+
+def test_verify_finds_a_changed_byte(served: Path, tmp_path: Path) -> None:
+    ok("build-engine", served / "export", tmp_path / "bundle")
+    engine = tmp_path / "bundle" / "engine.onnx"
+    data = bytearray(engine.read_bytes())
+    data[len(data) // 2] ^= 1
+    engine.write_bytes(data)
+    result = run("verify", tmp_path / "bundle")
+    assert result.exit_code == 1
+    assert "engine.onnx" in result.stderr
+
+
+def test_bench_times_every_size(served: Path, shop: Path) -> None:
+    words = ("bench", served / "bundle", "--data", shop, "--candidates", 5, "--candidates", 20, "--repeat", 2)
+    report = json.loads(ok(*words, "--json").stdout)
+    assert [row["candidates"] for row in report["rows"]] == [5, 20]
+    assert "p50 ms" in ok(*words).stdout
+
+
+def test_evaluate_writes_the_table_it_prints_and_a_page(served: Path, shop: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "deep" / "table.json", tmp_path / "deep" / "report.html"
+    printed = ok("evaluate", "--data", shop, "--bundle", served / "bundle", "--latency", "--json", out, "--report", page).stdout
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert [row["name"] for row in rows] == ["no rerank", "BM25", "bundle"]
+    assert all(f"{row['ndcg']['value']:.3f}" in printed for row in rows)
+    assert rows[-1]["latency"]["p50_ms"] > 0
+    assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
+
+
+def test_an_unknown_split_is_bad_data(shop: Path) -> None:
+    result = run("evaluate", "--data", shop, "--split", "tomorrow")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+
+
+def test_progress_goes_to_a_terminal_only(served: Path, shop: Path, tmp_path: Path) -> None:
+    assert ok("build-catalog", shop / "corpus.jsonl", served / "bundle", tmp_path / "catalog").stderr == ""
+
+
+def open_when_read(pipe: Path, reader: subprocess.Popen[str]) -> int:
+    """Open a named pipe for writing once the reader has opened its end; fails, and does not hang, when the reader dies first."""
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO or reader.poll() is not None:
+                raise
+        time.sleep(0.01)
+
+
+def test_an_interrupt_exits_with_130_and_leaves_nothing(served: Path, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus.jsonl", tmp_path / "catalog"
+    os.mkfifo(corpus)  # the command waits for a corpus that never comes
+    command = [sys.executable, "-m", "edgerec", "build-catalog", "--json", str(corpus), str(served / "bundle"), str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        pipe = open_when_read(corpus, process)
+        try:
+            os.write(pipe, b'{"_id": "a", "title": "lamp"}\n')
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=30)
+        finally:
+            os.close(pipe)
+    assert (process.returncode, stdout, stderr) == (130, "", "interrupted\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
+
+
+def test_a_missing_extra_names_the_pip_command() -> None:
+    with pytest.raises(MissingExtraError, match=r"pip install 'edgerec\[train\]'"), needs("train"):
+        import no_such_package_of_edgerec.part  # noqa: F401
+
+
+def test_a_missing_module_of_our_own_is_no_missing_extra() -> None:
+    with pytest.raises(ModuleNotFoundError) as caught, needs("train"):
+        import edgerec.no_such_module  # noqa: F401
+    assert not isinstance(caught.value, MissingExtraError)
+
+
+def test_without_torch_train_says_what_to_install(shop: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "torch.py"
+    blocked.write_text("raise ModuleNotFoundError('blocked', name='torch')\n", encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "edgerec",
+        "train",
+        "--data",
+        str(shop),
+        "--base-model",
+        "x",
+        "--recipe",
+        "x",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: torch is not installed; run: pip install 'edgerec[train]'\n")
+
+
+def test_write_text_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
+    target = tmp_path / "table.json"
+    write_text(target, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(target, "\ud800")
+    assert target.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_json_output_refuses_nan_and_shows_paths() -> None:
+    assert json.loads(dump({"at": Path("a/b")})) == {"at": "a/b"}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        dump({"score": float("nan")})
+
+
+def test_leaves_flatten_nested_results() -> None:
+    assert list(leaves({"a": {"b": 0.123456789, "c": [1, 2]}, "d": None})) == [("a.b", "0.123457"), ("a.c", "[1, 2]"), ("d", "None")]

@@ -1,0 +1,115 @@
+"""The main job through the commands alone, with a tiny random encoder: data, teacher, student, export, bundle, table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from fixtures_export import write_tokenizer
+
+from edgerec.cli import cli
+
+TEACHER = """
+name = "tiny-teacher"
+[text]
+max_tokens = 32
+max_query_tokens = 12
+[fit]
+epochs = 1
+batch_size = 16
+eval_every = 4
+max_steps = 6
+learning_rate = 1e-3
+"""
+STUDENT = """
+name = "tiny-student"
+[text]
+max_tokens = 32
+max_query_tokens = 12
+[fit]
+epochs = 1
+batch_size = 16
+eval_every = 4
+max_steps = 6
+[loss]
+bce = 0.5
+margin_mse = 1.0
+[student]
+layers = [1]
+buckets = 256
+slots = 8
+feature_dim = 4
+feature_hidden = 4
+unlabelled_per_query = 2
+"""
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(cli, [str(word) for word in words], prog_name="edgerec")
+
+
+def ok(*words: object) -> Result:
+    result = run(*words)
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every folder of the main job, made by the commands in order."""
+    from transformers import BertConfig, BertModel
+
+    work = tmp_path_factory.mktemp("job")
+    base = work / "base"
+    base.mkdir()
+    vocab = write_tokenizer(base / "tokenizer.json")
+    (base / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "model_max_length": 64}', encoding="utf-8")
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 64}
+    BertModel(BertConfig(vocab_size=vocab, **sizes)).save_pretrained(base)
+    (work / "teacher.toml").write_text(TEACHER, encoding="utf-8")
+    (work / "student.toml").write_text(STUDENT, encoding="utf-8")
+    shop = work / "shop"
+    ok("data", "simulate", shop, "--items", 60, "--queries", 24, "--users", 5, "--events", 0, "--seed", 3)
+    ok("train", "--data", shop, "--base-model", base, "--recipe", work / "teacher.toml", "--out", work / "teacher")
+    ok("distill", "--teacher", work / "teacher", "--data", shop, "--student", work / "student.toml", "--out", work / "student")
+    ok("export", work / "student", work / "export", "--data", shop)
+    ok("build-engine", work / "export", work / "bundle")
+    return work
+
+
+def test_the_table_has_a_row_for_every_stage(work: Path) -> None:
+    models = ("--model", work / "teacher", "--model", work / "student", "--bundle", work / "bundle")
+    ok("evaluate", "--data", work / "shop", "--split", "dev", *models, "--json", work / "table.json")
+    rows = json.loads((work / "table.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["name"] for row in rows] == ["no rerank", "BM25", "teacher", "student", "bundle"]
+    # The bundle is the student, in another engine: fp32 loses nothing.
+    assert rows[4]["ndcg"]["value"] == pytest.approx(rows[3]["ndcg"]["value"], abs=1e-3)
+
+
+def test_the_student_ranks_in_process_through_its_catalogue(work: Path) -> None:
+    ok("build-catalog", work / "shop" / "corpus.jsonl", work / "bundle", work / "catalog")
+    result = ok("rank", work / "bundle", "--catalog", work / "catalog", "--query", "red lamp", "--top-k", 5, "--json")
+    scores = [found["score"] for found in json.loads(result.stdout)["results"]]
+    assert len(scores) == 5
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "export"])
+def test_an_output_that_exists_is_never_replaced(work: Path, command: str) -> None:
+    words: dict[str, tuple[object, ...]] = {
+        "train": ("--data", work / "shop", "--base-model", work / "base", "--recipe", work / "teacher.toml", "--out", work / "teacher"),
+        "distill": ("--teacher", work / "teacher", "--data", work / "shop", "--student", work / "student.toml", "--out", work / "student"),
+        "export": (work / "student", work / "export"),
+    }
+    result = run(command, *words[command])
+    assert result.exit_code == 1
+    assert "exists" in result.stderr
+
+
+def test_an_unknown_recipe_is_an_error_that_lists_the_shipped_ones(work: Path) -> None:
+    result = run("train", "--data", work / "shop", "--base-model", work / "base", "--recipe", "no-such-recipe", "--out", work / "new")
+    assert result.exit_code == 1
+    assert "teacher-minilm-l6" in result.stderr
+    assert not (work / "new").exists()
