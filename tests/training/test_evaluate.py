@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fixtures_judged import Constant, Perfect, Reversed, write_folder
-from numpy.typing import NDArray
-
-from edgerec import metrics
-from edgerec.errors import BundleError, InputError
 from edgerec.training.data import load_dataset
 from edgerec.training.evaluate import _expected_mrr, _expected_ndcg, evaluate
 from edgerec.training.first_stage import Bm25
 from edgerec.training.judged import judged_lists, relevant_from
 from edgerec.training.latency import first_stage_requests, measure_latency
 from edgerec.training.table import Estimate
+from fixtures_judged import Constant, Perfect, Reversed, write_folder
+from numpy.typing import NDArray
+
+from edgerec import metrics
+from edgerec.errors import BundleError, InputError
 from edgerec.types import Item
 
 QUICK = {"samples": 50, "command": "test"}
@@ -194,3 +196,22 @@ def test_every_request_is_timed_once_after_warming_up() -> None:
     assert scorer.calls == 7
     assert (latency.calls, latency.candidates) == (5, 1)
     assert 0 < latency.p50_ms <= latency.p95_ms
+
+
+@pytest.mark.parametrize(("kind", "owner"), [("teacher", "Teacher"), ("student", "StudentScorer")])
+def test_a_model_folder_is_opened_by_its_kind(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, owner: str) -> None:
+    opened: list[Path] = []
+
+    def load(folder: Path) -> Perfect:
+        opened.append(folder)
+        return Perfect()
+
+    # In place of the module itself: this test is about the choice, and torch takes seconds to import.
+    monkeypatch.setitem(sys.modules, f"edgerec.training.{kind}", SimpleNamespace(**{owner: SimpleNamespace(load=load)}))
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    (folder / "training.json").write_text(json.dumps({"kind": kind}))
+    row = evaluate(shop, "dev", models=[folder], **QUICK).row("my-model")
+    assert row.kind == kind
+    assert row.auc.value == 1.0
+    assert opened == [folder]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edgerec.training.data import Dataset, load_dataset
+from edgerec.training.first_stage import Bm25, fold_plural
 from fixtures_judged import write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgerec.errors import InputError, MissingExtraError
-from edgerec.training.data import Dataset, load_dataset
-from edgerec.training.first_stage import Bm25, fold_plural
 from edgerec.types import Item
 
 

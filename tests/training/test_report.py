@@ -9,13 +9,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from fixtures_judged import Constant, Perfect, Reversed, write_folder
-
-from edgerec.errors import MissingExtraError
 from edgerec.training.evaluate import evaluate
 from edgerec.training.plot import quality_plot
 from edgerec.training.report import render_report, write_report
 from edgerec.training.table import Table
+from fixtures_judged import Constant, Perfect, Reversed, write_folder
+
+from edgerec.errors import MissingExtraError
 
 VOID = {"meta"}
 
