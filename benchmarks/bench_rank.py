@@ -50,6 +50,7 @@ MAX_TOKENS = 64
 def main() -> None:
     """Prepare, measure, print the table, write the JSON."""
     options = arguments()
+    machine = describe_machine()  # first: the load it reports should be that of others
     # Before the libraries are imported: nothing is fetched, and no rival tokenises on one thread only.
     os.environ |= {
         "HF_HUB_OFFLINE": "1",
@@ -79,7 +80,7 @@ def main() -> None:
         "contestants": [summary(rival, chosen[0].NAME, rounds, agreement) for rival in chosen],
         "command": shlex.join(sys.argv),
         "date": utc_now(),
-        "machine": describe_machine(),
+        "machine": machine,
         "versions": installed_versions(PACKAGES),
     }
     print(to_markdown(result))

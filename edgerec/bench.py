@@ -153,6 +153,7 @@ def bench(
         raise InputError(f"bench needs queries and items; got {len(queries)} and {len(items)}")
     if not candidates or min(*candidates, repeat, top_k) < 1 or warm_up < 0:
         raise InputError(f"candidates, repeat and top_k must be at least 1; got {tuple(candidates)}, {repeat}, {top_k}")
+    machine = describe_machine()  # first: the load it reports should be that of others
     sizes = sorted({min(size, len(items)) for size in candidates})
     ids = [item.id for item in items]
     rng = np.random.default_rng(seed)
@@ -179,7 +180,7 @@ def bench(
             "seed": seed,
             "command": shlex.join(sys.argv) if command is None else command,
             "date": utc_now(),
-            "machine": describe_machine(),
+            "machine": machine,
             "versions": installed_versions(PACKAGES),
         },
     )

@@ -73,6 +73,7 @@ def evaluate(
     """
     if k < 1 or latency_candidates < 1 or latency_calls < 1:
         raise InputError(f"k, latency_candidates and latency_calls must be at least 1; got {k}, {latency_candidates}, {latency_calls}")
+    machine = describe_machine()  # first: the load it reports should be that of others
     dataset = load_dataset(Path(data))
     lists = judged_lists(dataset, split, seed=seed, min_judged=min_judged)
     threshold = relevant_from(dataset) if relevant_at is None else relevant_at
@@ -105,7 +106,7 @@ def evaluate(
             "bm25": {"fields": list(bm25.fields), "k1": bm25.k1, "b": bm25.b, "fold_plurals": bm25.fold_plurals},
             "command": shlex.join(sys.argv) if command is None else command,
             "date": utc_now(),
-            "machine": describe_machine(),
+            "machine": machine,
             "versions": installed_versions(PACKAGES),
         },
     )

@@ -167,7 +167,7 @@ def _provenance(table: Table) -> str:
         "Date": escape(str(p["date"])),
         "Data": f"<code>sha256 {escape(str(p['data_sha256']))}</code>",
         "Seed, resamples": f"{p['seed']}, {p['samples']:,}",
-        "Machine": escape(f"{machine['processor']}, {machine['cores']} cores, load {load} at the end"),
+        "Machine": escape(f"{machine['processor']}, {machine['cores']} cores, load {load} before"),
         "Versions": escape(", ".join(f"{name} {version}" for name, version in p["versions"].items())),
     }
     for row in table.rows:
