@@ -45,7 +45,7 @@ lint: $(SETUP)  ## ruff and codespell
 
 types: $(SETUP) core  ## mypy --strict, and the stub of the C core against the compiled module
 	$(BIN)/mypy edgerec training
-	$(BIN)/python -m mypy.stubtest edgerec._core
+	$(BIN)/python -m mypy.stubtest edgerec._core --mypy-config-file pyproject.toml --allowlist tests/stubtest.allow
 
 test: $(SETUP) core  ## the test suite, with coverage
 	$(BIN)/python -m pytest -m "not slow and not gpu" --cov --cov-report=term
