@@ -142,7 +142,9 @@ class Ranker:
         skipped = list(found.skipped)
         for positions, logits in self._score(query, found, user, context, clock):
             top.push_at(logits, positions)
-            skipped += [(int(i), "score is NaN") for i in positions[np.isnan(logits)]]
+            broken = np.isnan(logits)
+            if broken.any():
+                skipped += [(i, "score is NaN") for i in positions[broken].tolist()]
             clock.lap("select")
         places, scores = top.finish()
         result = RankedList(
