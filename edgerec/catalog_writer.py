@@ -41,7 +41,7 @@ def build_catalog(
 ) -> CatalogInfo:
     """Tokenise and hash every item for one bundle, and write the catalogue folder.
 
-    Memory is bounded by a chunk of items and 40 bytes an item; the disk holds the catalogue twice for a moment.
+    Memory is bounded by a chunk of items and about 100 bytes an item; the disk holds the catalogue twice for a moment.
 
     Parameters
     ----------

@@ -18,8 +18,6 @@ BATCH_ROWS = 16
 """Rows of an engine call. Rows are sorted by length first, so a small batch has little padding."""
 BATCH_TOKENS = 2048
 """At most so many tokens in an engine call, padding included: bounds its memory, whatever the candidates are."""
-WIDTH_STEP = 4
-"""T is rounded up to a multiple of this, so that the engine meets few different shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ class Batcher:
             order = np.argsort(-lengths, kind="stable")
             rows, positions = table.rows[order], table.positions[order]
             fixed = len(query_tokens) + self._text.special_tokens
-            widths = np.clip(-(-(lengths[order] + fixed) // WIDTH_STEP) * WIDTH_STEP, 1, self._text.max_tokens).tolist()
+            widths = np.clip(lengths[order] + fixed, 1, self._text.max_tokens).tolist()
             ids, weights = self._feature_rows(query_features, table.features, rows)
             start = 0
             while start < len(rows):
