@@ -168,6 +168,7 @@ def read_crowdflower(source: Path) -> Draft:
 def _judge_by_text(draft: Draft, judged: list[tuple[str, str, str, float]]) -> None:
     """For sources without query ids: numbered in the order of the text."""
     ids = {text: f"q{place:05d}" for place, text in enumerate(sorted({text.strip() for _, text, _, _ in judged}))}
+    draft.queries = {query_id: text for text, query_id in ids.items()}
     for place, text, item_id, grade in judged:
         draft.judge(place, ids[text.strip()], text.strip(), item_id, grade)
 

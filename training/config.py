@@ -1,0 +1,187 @@
+"""Recipe: everything a training run depends on besides the data, read from one TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgerec.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TextSettings:
+    """How query and item become tokens. Lengths in tokens, special tokens included in ``max_tokens``."""
+
+    max_tokens: int = 64
+    max_query_tokens: int = 24
+    item_fields: tuple[str, ...] = ("title",)
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """One optimisation run.
+
+    Attributes
+    ----------
+    batch_size : pairs a step; they come in groups of one query's items, at most ``group_size`` each.
+    passes : data set name -> passes over it in one epoch; 1 where absent.
+    eval_every : steps between evaluations on dev (and checkpoints); 0 means four times an epoch.
+    precision : ``auto`` takes bf16 autocast where the processor has it, else ``fp32``; ``bf16`` insists.
+    """
+
+    epochs: int = 1
+    batch_size: int = 64
+    group_size: int = 8
+    learning_rate: float = 5e-5
+    feature_learning_rate: float = 2e-3
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    eval_every: int = 0
+    precision: str = "auto"
+    max_steps: int = 0
+    passes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LossSettings:
+    """Weights of the loss terms; a term of weight 0 is not computed.
+
+    Attributes
+    ----------
+    bce : graded regression: binary cross-entropy of the logit against ``(g - min) / (max - min)``.
+    classes : K > 1 replaces the one-logit head by K classes with expected gain as the score; 0 keeps one logit.
+    listwise : softmax cross-entropy over a query's items against their normalised gains.
+    margin_mse : distillation: squared error of all score margins within a query.
+    listwise_kl : distillation: KL(teacher || student) of the softmax over a query's items at ``temperature``.
+    mse : distillation: squared error of the logit itself.
+    """
+
+    bce: float = 1.0
+    classes: int = 0
+    listwise: float = 0.0
+    margin_mse: float = 0.0
+    listwise_kl: float = 0.0
+    mse: float = 0.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StudentSettings:
+    """The student's shape.
+
+    Attributes
+    ----------
+    init : ``teacher``, or the folder of a pretrained BERT-type encoder.
+    layers : which of its layers are kept, in order; empty keeps all.
+    features : whether the hashed-feature half is there; ``buckets``, ``slots``, ``feature_dim``, ``feature_hidden`` are its sizes.
+    unlabelled_per_query : first-stage candidates a training query gets beyond its judged ones, scored by the teacher.
+    """
+
+    init: str = "teacher"
+    layers: tuple[int, ...] = ()
+    features: bool = True
+    buckets: int = 32768
+    slots: int = 32
+    feature_dim: int = 16
+    feature_hidden: int = 16
+    unlabelled_per_query: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A training recipe: a name, a seed and four groups of settings."""
+
+    name: str
+    seed: int = 0
+    text: TextSettings = field(default_factory=TextSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    student: StudentSettings = field(default_factory=StudentSettings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as kept in ``training.json``."""
+        return dataclasses.asdict(self)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe. Unknown keys, wrong types and senseless values are InputError."""
+    path = Path(path)
+    if not path.exists() and path.suffix == "" and (builtin := Path(__file__).parent / "recipes" / f"{path}.toml").exists():
+        path = builtin
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        known = ", ".join(sorted(p.stem for p in (Path(__file__).parent / "recipes").glob("*.toml")))
+        raise InputError(f"recipe {path}: {e}; expected a TOML file or one of: {known}") from e
+    recipe = recipe_from_json(table, str(path))
+    _check(recipe, str(path))
+    return recipe
+
+
+def recipe_from_json(table: Mapping[str, Any], place: str) -> Recipe:
+    """A Recipe from plain values, as ``Recipe.to_json`` gives them."""
+    return _build(Recipe, table, place)
+
+
+def _build(cls: type[T], table: Mapping[str, Any], place: str) -> T:
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(table) - set(hints))
+    if unknown:
+        raise InputError(f"{place}: unknown keys {unknown}; {cls.__name__} takes {sorted(hints)}")
+    values = {key: _convert(hints[key], value, f"{place}: {key}") for key, value in table.items()}
+    try:
+        return cls(**values)
+    except TypeError as e:
+        raise InputError(f"{place}: {e}") from e
+
+
+def _convert(hint: Any, value: Any, place: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return _build(typing.cast(type, hint), value, place)
+    origin = typing.get_origin(hint)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = typing.get_args(hint)[0]
+        return tuple(_convert(inner, v, place) for v in value)
+    if origin is not None and isinstance(value, Mapping):
+        inner = typing.get_args(hint)[1]
+        return {str(k): _convert(inner, v, f"{place}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise InputError(f"{place}: expected {getattr(hint, '__name__', hint)}, found {value!r}")
+
+
+def _check(recipe: Recipe, place: str) -> None:
+    fit, loss, text, student = recipe.fit, recipe.loss, recipe.text, recipe.student
+    rules = [
+        (fit.epochs >= 1 and fit.batch_size >= 1 and fit.group_size >= 1, "fit.epochs, batch_size and group_size must be at least 1"),
+        (fit.learning_rate > 0 and fit.feature_learning_rate > 0, "learning rates must be above 0"),
+        (0 <= fit.warmup < 1, "fit.warmup is a fraction in [0, 1)"),
+        (fit.precision in ("auto", "fp32", "bf16"), "fit.precision is auto, fp32 or bf16"),
+        (loss.classes != 1 and loss.classes >= 0, "loss.classes is 0 (one logit) or at least 2"),
+        (loss.temperature > 0, "loss.temperature must be above 0"),
+        (loss.bce + loss.listwise + loss.margin_mse + loss.listwise_kl + loss.mse > 0, "at least one loss term needs a weight above 0"),
+        (text.max_tokens > text.max_query_tokens + 4, "text.max_tokens must leave room for the item"),
+        (
+            set(text.item_fields) <= {"title", "text", "brand", "category"} and text.item_fields,
+            "text.item_fields: title, text, brand, category",
+        ),
+        (student.buckets >= 1 and 1 <= student.slots <= 256, "student.buckets >= 1, 1 <= slots <= 256"),
+    ]
+    broken = [message for holds, message in rules if not holds]
+    if broken:
+        raise InputError(f"{place}: " + "; ".join(broken))

@@ -1,0 +1,201 @@
+"""Export: a student folder becomes the export folder that `edgerec build-engine` reads. Format: docs/formats.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgerec.errors import EdgerecError, InputError
+from edgerec.features import add_golden
+from edgerec.types import Item, UserProfile
+
+from .pairs import Pairs, TokenTable, judged_pairs
+from .provenance import read_training_json
+from .student import StudentScorer, student_from_encoder
+from .teacher import Teacher, train_datasets
+
+OPSET = 20
+TOLERANCE = 1e-3
+CALIBRATION_QUERIES = 64
+CALIBRATION_ROWS = 1024
+SHAPES = ((1, 5), (2, 17), (7, 33), (16, 64), (33, 24))
+GOLDEN: tuple[tuple[str, Item, UserProfile | None], ...] = (
+    ("red desk lamp", Item("1", "Lamp, desk, red", brand="Lumen", category="Lighting", price=24.5), None),
+    ("Schraube 4x40", Item("2", "Holzschrauben 4 x 40 mm", price=3.0, attributes={"material": "Stahl"}), UserProfile(brands={"Acme": 0.5})),
+    ("", Item("3", ""), None),
+)
+"""Feature vectors of these invented examples travel with the model and are recomputed whenever it is opened."""
+
+
+def export_student(student: Path, export: Path, *, data: Sequence[Path] = ()) -> dict[str, Any]:
+    """Write ``student.onnx`` (fp32), weights, tokenizer, ``model.json`` and, from the dev split of ``data``, a calibration sample.
+
+    Parameters
+    ----------
+    student : folder of `edgerec distill`; or of `edgerec train` (a BERT-type teacher is exported as the student of the same weights).
+    data : folders whose dev split gives the calibration sample; `edgerec build-engine` needs one to judge what it builds.
+
+    Returns
+    -------
+    ``model.json``.
+
+    Raises
+    ------
+    BundleError : no student folder. InputError : ``export`` exists. EdgerecError : the graph differs from torch by more than 1e-3.
+    """
+    student, export = Path(student), Path(export)
+    if export.exists():
+        raise InputError(f"{export} exists already; choose another folder or delete it")
+    scorer, info = _open(student)
+    staging = export.with_name(export.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        model_json = _write(scorer, info, student, staging, data, export.name)
+        for path in staging.iterdir():
+            with open(path, "rb") as f:
+                os.fsync(f.fileno())
+        os.rename(staging, export)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return model_json
+
+
+def _open(folder: Path) -> tuple[StudentScorer, dict[str, Any]]:
+    kind = json.loads((folder / "training.json").read_text()).get("kind") if (folder / "training.json").exists() else None
+    if kind != "teacher":
+        return StudentScorer.load(folder), read_training_json(folder, "student")
+    info = read_training_json(folder, "teacher")
+    if info["recipe"]["loss"]["classes"]:
+        raise InputError(f"{folder}: a teacher with a K-class head cannot be exported as it is; distill a student from it")
+    return StudentScorer(student_from_encoder(folder), Teacher.load(folder).encoder, None), {**info, "features": None}
+
+
+def _write(scorer: StudentScorer, info: dict[str, Any], student: Path, out: Path, data: Sequence[Path], name: str) -> dict[str, Any]:
+    model = scorer.student.eval().cpu()
+    _export_onnx(model, out / "student.onnx", slots=scorer.features.spec.slots if scorer.features else 0)
+    if (student / "student.safetensors").exists():
+        shutil.copy(student / "student.safetensors", out / "student.safetensors")
+    else:
+        from safetensors.torch import save_file
+
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / "student.safetensors")
+    shutil.copy(student / "tokenizer.json", out / "tokenizer.json")
+    check = _check(scorer, out / "student.onnx")
+    if check["max_abs_diff"] > TOLERANCE:
+        raise EdgerecError(f"the exported graph differs from torch by {check['max_abs_diff']:.2e}, above {TOLERANCE}; nothing was written")
+    shape = model.shape
+    spec = scorer.features.spec if scorer.features else None
+    model_json = {
+        "format": "edgerec-export",
+        "version": 1,
+        "name": info["recipe"]["name"],
+        "student": {k: getattr(shape, k) for k in ("layers", "hidden", "heads", "intermediate", "vocab")},
+        "text": scorer.text.spec.to_json(),
+        "features": add_golden(spec, GOLDEN).to_json() if spec else None,
+        "grades": info.get("grades"),
+        "training": {k: info[k] for k in ("identity", "versions", "machine", "best_step", "steps")},
+        "dev_metrics": info["dev"],
+        "export_check": check,
+    }
+    if data:
+        datasets = train_datasets(data)
+        model_json["grades"] = {"min": datasets[0].grade_min, "max": datasets[0].grade_max}
+        np.savez(out / "calibration.npz", **_calibration(scorer, judged_pairs(datasets, "dev")))
+    (out / "model.json").write_text(json.dumps(model_json, indent=1) + "\n", encoding="utf-8")
+    return model_json
+
+
+def _export_onnx(model: nn.Module, path: Path, *, slots: int) -> None:
+    # three tensors, not one thrice: torch.export takes an argument passed twice for one input
+    arguments = tuple(torch.ones(2, 7, dtype=torch.int32) for _ in range(3))
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    batch, length = torch.export.Dim("batch", min=1, max=65536), torch.export.Dim("length", min=2, max=512)
+    dynamic: list[dict[int, Any]] = [{0: batch, 1: length}] * 3
+    if slots:
+        arguments += (torch.zeros(2, slots, dtype=torch.int32), torch.zeros(2, slots))
+        names += ["feature_ids", "feature_weights"]
+        dynamic = [*dynamic, {0: batch}, {0: batch}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
+        torch.onnx.export(
+            model,
+            arguments,
+            str(path),
+            input_names=names,
+            output_names=["logits"],
+            dynamic_shapes=tuple(dynamic),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _check(scorer: StudentScorer, path: Path) -> dict[str, Any]:
+    """Largest difference between the graph and torch over varied shapes, random tokens and features."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    worst = 0.0
+    for rows, length in SHAPES:
+        feeds = _random_feeds(scorer, rng, rows, length)
+        with torch.no_grad():
+            expected = scorer.student(*(torch.from_numpy(v) for v in feeds.values())).numpy()
+        worst = max(worst, float(np.abs(session.run(["logits"], feeds)[0] - expected).max()))
+    return {"max_abs_diff": worst, "shapes": [list(s) for s in SHAPES]}
+
+
+def _random_feeds(scorer: StudentScorer, rng: np.random.Generator, rows: int, length: int) -> dict[str, NDArray[Any]]:
+    shape = scorer.student.shape
+    lengths = rng.integers(1, length + 1, rows)
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
+    feeds: dict[str, NDArray[Any]] = {
+        "input_ids": rng.integers(0, shape.vocab, (rows, length)).astype(np.int32),
+        "attention_mask": mask,
+        "token_type_ids": rng.integers(0, 2, (rows, length)).astype(np.int32),
+    }
+    if scorer.features is not None:
+        slots = scorer.features.spec.slots
+        feeds["feature_ids"] = rng.integers(0, shape.buckets, (rows, slots)).astype(np.int32)
+        feeds["feature_weights"] = rng.normal(size=(rows, slots)).astype(np.float32)
+    return feeds
+
+
+def _calibration(scorer: StudentScorer, dev: Pairs) -> dict[str, NDArray[Any]]:
+    """A seeded sample of whole dev queries, up to CALIBRATION_ROWS rows, with their grades and the fp32 logits."""
+    rng = np.random.default_rng(0)
+    rows: list[int] = []
+    queries = rng.permutation(np.unique(dev.query))
+    for query in queries[:CALIBRATION_QUERIES]:
+        rows += np.flatnonzero(dev.query == query)[:64].tolist()
+        if len(rows) >= CALIBRATION_ROWS:
+            break
+    chosen = np.array(sorted(rows), np.int64)
+    table, hashed = TokenTable(dev, scorer.text), scorer.hash(dev)
+    batches = table.forward_batches(chosen, size=len(chosen))
+    assert len(batches) == 1
+    batch = batches[0]
+    back = np.argsort(batch.rows)
+    sample: dict[str, NDArray[Any]] = {
+        "input_ids": batch.input_ids[back].astype(np.int32),
+        "attention_mask": batch.attention_mask[back].astype(np.int32),
+        "token_type_ids": batch.token_type_ids[back].astype(np.int32),
+        "query_index": np.unique(dev.query[chosen], return_inverse=True)[1].astype(np.int32),
+        "grades": dev.grade[chosen],
+    }
+    if hashed is not None:
+        sample["feature_ids"], sample["feature_weights"] = hashed.ids[chosen], hashed.weights[chosen]
+    with torch.no_grad():
+        sample["logits"] = scorer.forward(table, hashed, chosen).numpy()
+    return sample

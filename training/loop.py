@@ -1,0 +1,202 @@
+"""The optimisation loop that teacher and student share: schedule, clipping, evaluation, checkpoints, exact resumption."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from edgerec.errors import EdgerecError, InputError
+
+from .config import FitSettings
+from .pairs import Rows
+
+
+class Task(Protocol):
+    """What is learnt: a loss over rows, and a figure of merit on dev."""
+
+    def losses(self, rows: Rows) -> dict[str, Tensor]:
+        """Loss terms by name, weighted; their sum is minimised."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Dev metrics; ``objective`` (larger is better) chooses the checkpoint that is kept."""
+        ...
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(precision: str) -> AbstractContextManager[Any]:
+    """bf16 autocast where asked for, or where ``auto`` finds hardware for it."""
+    kind = device().type
+    native = torch.cuda.is_bf16_supported() if kind == "cuda" else bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if precision == "fp32" or (precision == "auto" and not native):
+        return nullcontext()
+    return torch.autocast(kind, dtype=torch.bfloat16)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch and numpy; same seed, thread count and machine give the same weights."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def run_folder(out: Path) -> Path:
+    """Where an unfinished run keeps its checkpoint: ``OUT.run`` beside ``OUT``."""
+    return out.with_name(out.name + ".run")
+
+
+def open_run(out: Path, *, resume: bool) -> Path:
+    """Create or reopen the run folder. Raises InputError if OUT exists, or an unfinished run does and ``resume`` is false."""
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another --out or delete it")
+    run = run_folder(out)
+    if run.exists() and not resume:
+        raise InputError(f"{run} holds an unfinished run; pass --resume to go on with it, or delete it")
+    run.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def fit(
+    model: nn.Module,
+    groups: Sequence[dict[str, Any]],
+    epoch_batches: Callable[[int], list[Rows]],
+    task: Task,
+    settings: FitSettings,
+    *,
+    run: Path,
+    identity: str,
+    seed: int,
+    progress: bool,
+) -> dict[str, Any]:
+    """Minimise ``task``'s losses; leave the best weights in ``model``.
+
+    Parameters
+    ----------
+    groups : parameter groups, each with its peak ``lr``.
+    epoch_batches : the row numbers of each step of an epoch; must be a pure function of the epoch.
+    identity : whatever the run depends on; a checkpoint of another identity is refused.
+
+    Returns
+    -------
+    dict with ``steps``, ``best_step``, ``dev`` (metrics of the kept weights) and ``history``.
+
+    Raises
+    ------
+    EdgerecError : a loss is not finite (the last good checkpoint stays in the run folder).
+    InputError : the checkpoint in the run folder belongs to another recipe or other data.
+    """
+    schedule = [(epoch, rows) for epoch in range(settings.epochs) for rows in epoch_batches(epoch)]
+    if settings.max_steps:
+        schedule = schedule[: settings.max_steps]
+    total = len(schedule)
+    every = settings.eval_every or max(1, math.ceil(total / settings.epochs / 4))
+    optimizer = torch.optim.AdamW(list(groups), weight_decay=settings.weight_decay, fused=True)
+    warm = max(1, round(total * settings.warmup))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / warm, max(0.0, (total - s) / max(1, total - warm))))
+    state = _Checkpoint(run / "checkpoint.pt", identity)
+    start, best, history = state.load(model, optimizer, scheduler)
+    if start == 0:
+        seed_everything(seed)
+    with SummaryWriter(str(run / "tensorboard")) as writer, tqdm(total=total, initial=start, disable=not progress, unit="step") as bar:
+        for step in range(start, total):
+            model.train()
+            with autocast(settings.precision):
+                terms = task.losses(schedule[step][1])
+            loss = torch.stack(list(terms.values())).sum()
+            if not bool(torch.isfinite(loss)):
+                raise EdgerecError(
+                    f"the loss became {loss.item()} at step {step} of {total}; the last good checkpoint is in {run}. "
+                    "Lower fit.learning_rate or set fit.precision = 'fp32', then --resume is not possible: start anew"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            optimizer.step()
+            scheduler.step()
+            for name, value in terms.items():
+                writer.add_scalar(f"loss/{name}", value.item(), step)
+            writer.add_scalar("gradient_norm", float(norm), step)
+            writer.add_scalar("learning_rate", optimizer.param_groups[0]["lr"], step)
+            bar.update()
+            if (step + 1) % every == 0 or step + 1 == total:
+                metrics = task.evaluate()
+                for name, value in metrics.items():
+                    writer.add_scalar(f"dev/{name}", value, step)
+                history.append({"step": step + 1, "loss": loss.item(), **metrics})
+                bar.set_postfix(loss=f"{loss.item():.4f}", objective=f"{metrics['objective']:.4f}")
+                if metrics["objective"] > best["objective"]:
+                    best = {"step": step + 1, **metrics}
+                    _save_atomically(model.state_dict(), run / "best.pt")
+                state.save(model, optimizer, scheduler, step + 1, best, history)
+    if best["step"] == 0:
+        raise EdgerecError("dev metrics were never finite; is the dev split empty or of one grade only?")
+    model.load_state_dict(torch.load(run / "best.pt", weights_only=True))
+    dev = {k: v for k, v in best.items() if k != "step"}
+    return {"steps": total, "best_step": int(best["step"]), "dev": dev, "history": history}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """All that a broken-off run needs to go on as if nothing had happened."""
+
+    path: Path
+    identity: str
+
+    def save(
+        self, model: nn.Module, optimizer: Any, scheduler: Any, step: int, best: dict[str, float], history: list[dict[str, float]]
+    ) -> None:
+        state = {
+            "identity": self.identity,
+            "step": step,
+            "best": best,
+            "history": json.dumps(history),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        _save_atomically(state, self.path)
+
+    def load(self, model: nn.Module, optimizer: Any, scheduler: Any) -> tuple[int, dict[str, float], list[dict[str, float]]]:
+        if not self.path.exists():
+            return 0, {"step": 0, "objective": -math.inf}, []
+        try:
+            state = torch.load(self.path, weights_only=True)
+        except Exception as e:  # torch raises whatever the damaged zip or pickle made it stumble over
+            raise InputError(f"{self.path}: the checkpoint is damaged ({e}); delete {self.path.parent} to start anew") from e
+        if state["identity"] != self.identity:
+            raise InputError(
+                f"{self.path} belongs to another recipe, other data or another base model; delete {self.path.parent} to start anew"
+            )
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        return int(state["step"]), dict(state["best"]), json.loads(state["history"])
+
+
+def _save_atomically(value: Any, path: Path) -> None:
+    staging = path.with_name(path.name + ".partial")
+    with open(staging, "wb") as f:
+        torch.save(value, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(staging, path)

@@ -1,0 +1,171 @@
+"""Pairs: tokenised (query, item) rows of several data sets, and the order in which training sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgerec.errors import InputError
+from edgerec.text import TextEncoder
+from edgerec.types import Item
+
+from .data import Dataset
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """P rows over shared tables of queries and items.
+
+    Attributes
+    ----------
+    query, item : int64 [P], positions in the tables.
+    label : float32 [P] in [0, 1]; NaN where nobody judged.
+    grade : float32 [P], the judgement itself; NaN where nobody judged.
+    dataset : int64 [P], position in ``names``.
+    query_texts, items : the tables.
+    """
+
+    query: Rows
+    item: Rows
+    label: NDArray[np.float32]
+    grade: NDArray[np.float32]
+    dataset: Rows
+    names: tuple[str, ...]
+    grade_min: tuple[float, ...]
+    query_texts: tuple[str, ...]
+    items: tuple[Item, ...]
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+
+def judged_pairs(datasets: Sequence[Dataset], split: str, extra: Sequence[Mapping[str, Sequence[str]]] = ()) -> Pairs:
+    """All judged rows of a split, and unjudged ones from ``extra`` (per data set: query id -> item ids), in file order.
+
+    Raises
+    ------
+    InputError : no data set has the split, or it is empty.
+    """
+    query: list[int] = []
+    item: list[int] = []
+    label: list[float] = []
+    grade: list[float] = []
+    origin: list[int] = []
+    texts: list[str] = []
+    items: list[Item] = []
+    for number, dataset in enumerate(datasets):
+        place: dict[str, int] = {}
+        more = extra[number] if extra else {}
+        for query_id, grades in dataset.qrels.get(split, {}).items():
+            rows: dict[str, float] = dict(grades)
+            for item_id in more.get(query_id, ()):
+                rows.setdefault(item_id, float("nan"))
+            texts.append(dataset.queries[query_id])
+            for item_id, g in rows.items():
+                if item_id not in place:
+                    place[item_id] = len(items)
+                    items.append(dataset.items[item_id])
+                query.append(len(texts) - 1)
+                item.append(place[item_id])
+                grade.append(g)
+                label.append(dataset.label(g))
+                origin.append(number)
+    if not query:
+        raise InputError(f"no judged pair in split {split!r} of {[d.name for d in datasets]}; expected qrels/{split}.tsv with rows")
+    return Pairs(
+        np.array(query, np.int64),
+        np.array(item, np.int64),
+        np.array(label, np.float32),
+        np.array(grade, np.float32),
+        np.array(origin, np.int64),
+        tuple(d.name for d in datasets),
+        tuple(d.grade_min for d in datasets),
+        tuple(texts),
+        tuple(items),
+    )
+
+
+def epoch_batches(pairs: Pairs, *, batch_size: int, group_size: int, passes: Mapping[str, int], seed: int, epoch: int) -> list[Rows]:
+    """Row numbers of each step of one epoch: chunks of up to ``group_size`` rows of one query, shuffled, packed to ``batch_size`` rows."""
+    unknown = sorted(set(passes) - set(pairs.names))
+    if unknown:
+        raise InputError(f"fit.passes names {unknown}, but the data sets are {list(pairs.names)}")
+    rng = np.random.default_rng([seed, epoch])
+    starts = np.flatnonzero(np.r_[True, pairs.query[1:] != pairs.query[:-1]])
+    chunks: list[Rows] = []
+    for rows in np.split(np.arange(len(pairs)), starts[1:]):
+        for _ in range(passes.get(pairs.names[pairs.dataset[rows[0]]], 1)):
+            shuffled = rng.permutation(rows)
+            parts = -(-len(rows) // group_size)
+            chunks += np.array_split(shuffled, parts)
+    batches: list[Rows] = []
+    pending: list[Rows] = []
+    for number in rng.permutation(len(chunks)):
+        if pending and sum(map(len, pending)) + len(chunks[number]) > batch_size:
+            batches.append(np.concatenate(pending))
+            pending = []
+        pending.append(chunks[number])
+    batches.append(np.concatenate(pending))
+    return batches
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Token rows of one forward pass: int64 [B, T] each; ``rows`` are the positions, in the batch they came from, of its first rows."""
+
+    rows: Rows
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    token_type_ids: NDArray[np.int64]
+
+
+class TokenTable:
+    """Tokens of every query and item of some Pairs, computed once; rows come out packed by length."""
+
+    def __init__(self, pairs: Pairs, encoder: TextEncoder) -> None:
+        self._spec = encoder.spec
+        self._queries = [encoder.encode_query(text) for text in pairs.query_texts]
+        self._tokens, self._offsets = encoder.encode_items([encoder.item_text(i) for i in pairs.items])
+        self._pairs = pairs
+
+    def forward_batches(self, rows: Rows, *, size: int = 32) -> list[TokenRows]:
+        """Cut ``rows`` into forward passes of up to ``size`` rows of similar length, so that little is computed for padding.
+
+        Both sides of a pass are rounded up to multiples of 8 (the extra rows are copies of its last one, to be ignored): oneDNN compiles
+        its bf16 kernels anew for every shape, seconds each, so shapes must be few.
+        """
+        tokens = [self._row(r) for r in rows]
+        order = np.argsort([len(ids) for ids, _ in tokens], kind="stable")
+        out = []
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            width = _round_up(max(len(tokens[j][0]) for j in chosen))
+            height = _round_up(len(chosen))
+            ids = np.full((height, width), self._spec.pad_id, np.int64)
+            mask = np.zeros((height, width), np.int64)
+            types = np.zeros((height, width), np.int64)
+            for place, j in enumerate([*chosen, *[chosen[-1]] * (height - len(chosen))]):
+                row_ids, query_side = tokens[j]
+                ids[place, : len(row_ids)] = row_ids
+                mask[place, : len(row_ids)] = 1
+                types[place, :query_side] = self._spec.query_type
+                types[place, query_side : len(row_ids)] = self._spec.item_type
+            out.append(TokenRows(chosen, ids, mask, types))
+        return out
+
+    def _row(self, r: np.int64) -> tuple[NDArray[np.int32], int]:
+        spec, pairs = self._spec, self._pairs
+        query, i = self._queries[pairs.query[r]], pairs.item[r]
+        head = np.concatenate([spec.prefix, query, spec.middle]).astype(np.int32)
+        room = max(spec.max_tokens - len(head) - len(spec.suffix), 0)
+        item = self._tokens[self._offsets[i] : self._offsets[i + 1]][:room]
+        return np.concatenate([head, item, spec.suffix]).astype(np.int32), len(head)
+
+
+def _round_up(n: int, multiple: int = 8) -> int:
+    return -(-n // multiple) * multiple

@@ -1,0 +1,297 @@
+"""The student: a BERT-type text tower and hashed features, joined in one logit. Written out plainly, so that its graph exports plainly.
+
+Shape letters: B rows, T tokens, H hidden, F feature slots, D feature width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, BertModel
+
+from edgerec.errors import BundleError, InputError
+from edgerec.features import FeatureEncoder, FeatureSpec
+from edgerec.text import TextEncoder, TextSpec
+from edgerec.types import Item
+
+from .loop import device
+from .pairs import Pairs, Rows, TokenTable
+from .provenance import read_training_json
+
+MASKED = -1e4
+"""Added to the attention scores of padding: finite, and small enough for half precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudentShape:
+    """Sizes of a student; ``feature_dim`` 0 means that it has no features."""
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    vocab: int
+    positions: int
+    pooler: bool
+    buckets: int = 0
+    feature_dim: int = 0
+    feature_hidden: int = 0
+
+
+class Layer(nn.Module):
+    """One post-LayerNorm transformer layer (Devlin et al., arXiv 1810.04805)."""
+
+    def __init__(self, shape: StudentShape) -> None:
+        super().__init__()
+        h = shape.hidden
+        self.heads = shape.heads
+        self.query, self.key, self.value, self.attention_output = (nn.Linear(h, h) for _ in range(4))
+        self.attention_norm = nn.LayerNorm(h, eps=1e-12)
+        self.intermediate = nn.Linear(h, shape.intermediate)
+        self.output = nn.Linear(shape.intermediate, h)
+        self.output_norm = nn.LayerNorm(h, eps=1e-12)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor, mask: Tensor, *, first_row_only: bool) -> Tensor:
+        """x [B, T, H], additive mask [B, 1, 1, T] -> [B, T, H], or [B, 1, H] when only the first row is wanted (exact)."""
+        rows = x[:, :1] if first_row_only else x
+        q, k, v = self._split(self.query(rows)), self._split(self.key(x)), self._split(self.value(x))
+        weights = F.softmax(q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5) + mask, dim=-1)
+        mixed = (self.dropout(weights) @ v).transpose(1, 2).flatten(2)
+        rows = self.attention_norm(rows + self.dropout(self.attention_output(mixed)))
+        return self.output_norm(rows + self.dropout(self.output(F.gelu(self.intermediate(rows)))))  # type: ignore[no-any-return]
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class TextTower(nn.Module):
+    """Token rows to one vector: embeddings, layers, the [CLS] row of the last one, and the pooler where the base model has it."""
+
+    def __init__(self, shape: StudentShape) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(shape.vocab, shape.hidden)
+        self.position_embeddings = nn.Embedding(shape.positions, shape.hidden)
+        self.type_embeddings = nn.Embedding(2, shape.hidden)
+        self.embedding_norm = nn.LayerNorm(shape.hidden, eps=1e-12)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.pooler = nn.Linear(shape.hidden, shape.hidden) if shape.pooler else None
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """Integers [B, T] each -> [B, H]."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        x = self.word_embeddings(input_ids) + self.position_embeddings(positions) + self.type_embeddings(token_type_ids)
+        x = self.dropout(self.embedding_norm(x))
+        mask = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * MASKED
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            x = layer(x, mask, first_row_only=number == last)
+        first = x[:, 0]
+        return first if self.pooler is None else torch.tanh(self.pooler(first))
+
+
+class FeatureBag(nn.Module):
+    """Hashed features to one vector: a weighted sum of embeddings and one hidden layer."""
+
+    def __init__(self, shape: StudentShape) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(shape.buckets, shape.feature_dim)
+        self.hidden = nn.Linear(shape.feature_dim, shape.feature_hidden)
+        nn.init.normal_(self.embedding.weight, std=0.05)
+
+    def forward(self, ids: Tensor, weights: Tensor) -> Tensor:
+        """ids [B, F], weights [B, F] -> [B, feature_hidden]."""
+        bag = (self.embedding(ids) * weights.unsqueeze(-1)).sum(1)
+        return F.gelu(self.hidden(bag))
+
+
+class Student(nn.Module):
+    """logits [B] = head([text tower ; feature bag])."""
+
+    def __init__(self, shape: StudentShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.tower = TextTower(shape)
+        self.features = FeatureBag(shape) if shape.feature_dim else None
+        self.head = nn.Linear(shape.hidden + (shape.feature_hidden if shape.feature_dim else 0), 1)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        feature_ids: Tensor | None = None,
+        feature_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Integers [B, T] and [B, F], float32 weights [B, F] -> logits float32 [B]."""
+        joined = self.dropout(self.tower(input_ids, attention_mask, token_type_ids))
+        if self.features is not None:
+            if feature_ids is None or feature_weights is None:
+                raise InputError("this student has hashed features: pass feature_ids and feature_weights")
+            joined = torch.cat([joined, self.features(feature_ids, feature_weights)], dim=1)
+        return self.head(joined)[:, 0].float()  # type: ignore[no-any-return]
+
+
+def student_from_encoder(
+    folder: Path, *, layers: Sequence[int] = (), buckets: int = 0, feature_dim: int = 0, feature_hidden: int = 0
+) -> Student:
+    """A student whose tower is (some layers of) a BERT-type encoder, e.g. the teacher's; a one-logit classifier comes along when there is one.
+
+    Raises
+    ------
+    InputError : not a BERT-type encoder with absolute positions and exact GELU, or no such layers.
+    """
+    folder = Path(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as e:
+        raise InputError(f"{folder}: {e}; expected a Hugging Face folder") from e
+    position_kind = getattr(config, "position_embedding_type", "absolute")
+    if config.model_type != "bert" or config.hidden_act != "gelu" or position_kind != "absolute":
+        raise InputError(
+            f"{folder} is of type {config.model_type} ({config.hidden_act}, {position_kind} positions); a student's tower is taken "
+            "from a BERT-type encoder with GELU and absolute positions: set student.init to such a folder"
+        )
+    kept = tuple(layers) or tuple(range(config.num_hidden_layers))
+    if not all(0 <= i < config.num_hidden_layers for i in kept):
+        raise InputError(f"{folder} has layers 0 to {config.num_hidden_layers - 1}; student.layers names {list(kept)}")
+    saved = load_file(folder / "model.safetensors")
+    has_pooler = any(k.endswith("pooler.dense.weight") for k in saved)
+    base: BertModel = AutoModel.from_pretrained(folder, add_pooling_layer=has_pooler)
+    shape = StudentShape(
+        layers=len(kept),
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        intermediate=config.intermediate_size,
+        vocab=config.vocab_size,
+        positions=config.max_position_embeddings,
+        pooler=has_pooler,
+        buckets=buckets,
+        feature_dim=feature_dim,
+        feature_hidden=feature_hidden,
+    )
+    student = Student(shape)
+    _copy_tower(student.tower, base, kept)
+    classifier = saved.get("classifier.weight")
+    if classifier is not None and classifier.shape[0] == 1:
+        with torch.no_grad():
+            student.head.weight.zero_()
+            student.head.weight[:, : shape.hidden] = classifier
+            student.head.bias.copy_(saved["classifier.bias"])
+    return student
+
+
+def _copy_tower(tower: TextTower, base: BertModel, kept: Sequence[int]) -> None:
+    pairs: list[tuple[nn.Module, Any]] = [
+        (tower.word_embeddings, base.embeddings.word_embeddings),
+        (tower.position_embeddings, base.embeddings.position_embeddings),
+        (tower.type_embeddings, base.embeddings.token_type_embeddings),
+        (tower.embedding_norm, base.embeddings.LayerNorm),
+    ]
+    if tower.pooler is not None:
+        pairs.append((tower.pooler, base.pooler.dense))
+    for layer, number in zip(tower.layers, kept, strict=True):
+        theirs = base.encoder.layer[number]
+        pairs += [
+            (layer.query, theirs.attention.self.query),
+            (layer.key, theirs.attention.self.key),
+            (layer.value, theirs.attention.self.value),
+            (layer.attention_output, theirs.attention.output.dense),
+            (layer.attention_norm, theirs.attention.output.LayerNorm),
+            (layer.intermediate, theirs.intermediate.dense),
+            (layer.output, theirs.output.dense),
+            (layer.output_norm, theirs.output.LayerNorm),
+        ]
+    for ours, theirs in pairs:
+        ours.load_state_dict(theirs.state_dict())
+
+
+class StudentScorer:
+    """A student with its tokenizer and feature encoder: scores text. Computes in float32, as the exported engine does."""
+
+    def __init__(self, student: Student, text: TextEncoder, features: FeatureEncoder | None) -> None:
+        self.student = student.to(device())
+        self.text = text
+        self.features = features
+
+    @classmethod
+    def load(cls, folder: Path) -> StudentScorer:
+        """Open what `edgerec distill` wrote. Raises BundleError when it is not a student folder."""
+        folder = Path(folder)
+        info = read_training_json(folder, "student")
+        try:
+            student = Student(StudentShape(**info["student"]))
+            student.load_state_dict(load_file(folder / "student.safetensors"))
+            features = FeatureEncoder(FeatureSpec.from_json(info["features"])) if info["features"] else None
+            return cls(student, TextEncoder(folder / "tokenizer.json", TextSpec.from_json(info["text"])), features)
+        except (OSError, KeyError, TypeError, RuntimeError) as e:
+            raise BundleError(f"{folder}: damaged student folder: {e}") from e
+
+    def forward(self, table: TokenTable, hashed: HashedRows | None, rows: Rows) -> Tensor:
+        """Logits [P] of the rows, in their order, through forward passes packed by length."""
+        parts, places = [], []
+        for batch in table.forward_batches(rows):
+            inputs = [torch.from_numpy(a).to(device()) for a in (batch.input_ids, batch.attention_mask, batch.token_type_ids)]
+            if hashed is not None:
+                chosen = np.resize(rows[batch.rows], len(batch.input_ids))
+                inputs += [torch.from_numpy(hashed.ids[chosen]).to(device()), torch.from_numpy(hashed.weights[chosen]).to(device())]
+            parts.append(self.student(*inputs)[: len(batch.rows)])
+            places.append(batch.rows)
+        return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
+
+    @torch.no_grad()
+    def score_pairs(self, pairs: Pairs, *, table: TokenTable | None = None, hashed: HashedRows | None = None) -> NDArray[np.float32]:
+        """Logits, float32 [P], of all rows, in evaluation mode."""
+        self.student.eval()
+        table = table or TokenTable(pairs, self.text)
+        hashed = hashed or self.hash(pairs)
+        chunks = np.array_split(np.arange(len(pairs)), max(1, len(pairs) // 1024))
+        return torch.cat([self.forward(table, hashed, chunk) for chunk in chunks]).cpu().numpy()
+
+    def hash(self, pairs: Pairs) -> HashedRows | None:
+        """Features of all rows, or None for a student without features."""
+        return None if self.features is None else HashedRows.of(pairs, self.features)
+
+    def score(self, query: str, items: Sequence[Item]) -> NDArray[np.float32]:
+        """Logits, float32 [N], of one query's items, in order."""
+        if not items:
+            return np.empty(0, np.float32)
+        n = len(items)
+        zeros, nan = np.zeros(n, np.int64), np.full(n, np.nan, np.float32)
+        return self.score_pairs(Pairs(zeros, np.arange(n), nan, nan, zeros, ("query",), (0.0,), (query,), tuple(items)))
+
+
+@dataclass(frozen=True, slots=True)
+class HashedRows:
+    """Hashed features of every row of some Pairs: ids int32 [P, F], weights float32 [P, F]."""
+
+    ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, pairs: Pairs, encoder: FeatureEncoder) -> HashedRows:
+        """Encode with the code that serves: skew is impossible."""
+        items = encoder.encode_items(pairs.items)
+        starts = np.flatnonzero(np.r_[True, pairs.query[1:] != pairs.query[:-1]])
+        parts = [
+            encoder.encode_rows(encoder.encode_query(pairs.query_texts[pairs.query[rows[0]]]), items, pairs.item[rows])
+            for rows in np.split(np.arange(len(pairs)), starts[1:])
+        ]
+        return cls(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
+
+
+def shape_to_json(shape: StudentShape) -> dict[str, Any]:
+    """Plain values, as kept in ``training.json`` and ``model.json``."""
+    return dataclasses.asdict(shape)

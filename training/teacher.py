@@ -1,0 +1,213 @@
+"""The teacher: any AutoModelForSequenceClassification, fine-tuned on graded judgements as a cross-encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from edgerec.errors import InputError
+from edgerec.text import TextEncoder, TextSpec, text_spec_from_tokenizer
+from edgerec.types import Item
+
+from . import losses
+from .config import LossSettings, Recipe, recipe_from_json
+from .data import Dataset, load_dataset
+from .dev import dev_metrics
+from .loop import autocast, device, fit, open_run, seed_everything
+from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs
+from .provenance import finish, provenance, read_training_json
+
+
+class Teacher:
+    """A fine-tuned cross-encoder folder: Hugging Face files plus ``training.json``.
+
+    ``score`` returns what ranking sorts by: the logit, or the expected gain of a K-class head.
+    """
+
+    def __init__(self, model: nn.Module, encoder: TextEncoder, *, precision: str = "auto") -> None:
+        self.model = model.to(device())
+        self.encoder = encoder
+        self._precision = precision
+        self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+
+    @classmethod
+    def load(cls, folder: Path) -> Teacher:
+        """Open what `edgerec train` wrote. Raises BundleError when it is not a teacher folder."""
+        info = read_training_json(Path(folder), "teacher")
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        encoder = TextEncoder(Path(folder) / "tokenizer.json", TextSpec.from_json(info["text"]))
+        return cls(model, encoder, precision=recipe_from_json(info["recipe"], str(folder)).fit.precision)
+
+    def forward(self, table: TokenTable, rows: Rows) -> Tensor:
+        """Raw outputs [P, 1 or K] of the rows, in their order, through forward passes packed by length."""
+        parts, places = [], []
+        for batch in table.forward_batches(rows):
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+            if self._takes_types:
+                inputs["token_type_ids"] = batch.token_type_ids
+            outputs = self.model(**{k: torch.from_numpy(v).to(device()) for k, v in inputs.items()}).logits
+            parts.append(outputs[: len(batch.rows)].float())
+            places.append(batch.rows)
+        back = np.argsort(np.concatenate(places))
+        return torch.cat(parts)[torch.from_numpy(back)]
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """Outputs [P, 1 or K] to scores [P]."""
+        return outputs[:, 0] if outputs.shape[1] == 1 else losses.expected_gain(outputs)
+
+    @torch.no_grad()
+    def score_pairs(self, pairs: Pairs, rows: Rows | None = None, *, table: TokenTable | None = None) -> NDArray[np.float32]:
+        """Scores, float32 [P], of all rows or of those given, in evaluation mode."""
+        self.model.eval()
+        table = table or TokenTable(pairs, self.encoder)
+        rows = np.arange(len(pairs)) if rows is None else rows
+        with autocast(self._precision):
+            parts = [self.scores(self.forward(table, chunk)) for chunk in np.array_split(rows, max(1, len(rows) // 1024))]
+        return torch.cat(parts).float().cpu().numpy()
+
+    def score(self, query: str, items: Sequence[Item]) -> NDArray[np.float32]:
+        """Scores, float32 [N], of one query's items, in order."""
+        if not items:
+            return np.empty(0, np.float32)
+        n = len(items)
+        zeros, nan = np.zeros(n, np.int64), np.full(n, np.nan, np.float32)
+        return self.score_pairs(Pairs(zeros, np.arange(n), nan, nan, zeros, ("query",), (0.0,), (query,), tuple(items)))
+
+
+class _TeacherTask:
+    """Graded judgements in, loss out."""
+
+    def __init__(self, teacher: Teacher, train: Pairs, dev: Pairs, settings: LossSettings) -> None:
+        self._teacher, self._train, self._dev, self._settings = teacher, train, dev, settings
+        self._table = TokenTable(train, teacher.encoder)
+        self._dev_table = TokenTable(dev, teacher.encoder)
+
+    def losses(self, rows: Rows) -> dict[str, Tensor]:
+        outputs = self._teacher.forward(self._table, rows)
+        labels = torch.from_numpy(self._train.label[rows]).to(outputs.device)
+        groups = torch.from_numpy(self._train.query[rows]).to(outputs.device)
+        s, terms = self._settings, {}
+        if s.bce > 0 and s.classes:
+            terms["cross_entropy"] = s.bce * losses.graded_cross_entropy(outputs, labels)
+        elif s.bce > 0:
+            terms["bce"] = s.bce * losses.graded_bce(outputs[:, 0], labels)
+        if s.listwise > 0:
+            terms["listwise"] = s.listwise * losses.listwise_softmax(self._teacher.scores(outputs), labels, groups, s.temperature)
+        return terms
+
+    def evaluate(self) -> dict[str, float]:
+        return dev_metrics(self._dev, self._teacher.score_pairs(self._dev, table=self._dev_table))
+
+
+def train_teacher(
+    data: Sequence[Path], base_model: str, recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = False
+) -> dict[str, Any]:
+    """Fine-tune ``base_model`` (a folder or a hub name) on the train splits of all data folders; write the best checkpoint to ``out``.
+
+    Returns
+    -------
+    The ``training.json`` of the folder: recipe, provenance, dev metrics.
+
+    Raises
+    ------
+    InputError : unusable data, recipe or base model. EdgerecError : training diverged.
+    """
+    if recipe.loss.bce + recipe.loss.listwise <= 0:
+        raise InputError("a teacher learns from judgements: give loss.bce or loss.listwise a weight above 0")
+    out = Path(out)
+    run = open_run(out, resume=resume)
+    datasets = train_datasets(data)
+    train, dev = judged_pairs(datasets, "train"), judged_pairs(datasets, "dev")
+    seed_everything(recipe.seed)  # the head is new: its weights come from the seed
+    model = _load_base(base_model, max(1, recipe.loss.classes))
+    encoder = _tokenizer(base_model, run, recipe)
+    teacher = Teacher(model, encoder, precision=recipe.fit.precision)
+    facts = provenance(datasets, recipe, {"base_model": _identity_of(base_model)})
+    result = fit(
+        teacher.model,
+        _parameter_groups(teacher.model, recipe),
+        lambda epoch: epoch_batches(
+            train,
+            batch_size=recipe.fit.batch_size,
+            group_size=recipe.fit.group_size,
+            passes=recipe.fit.passes,
+            seed=recipe.seed,
+            epoch=epoch,
+        ),
+        _TeacherTask(teacher, train, dev, recipe.loss),
+        recipe.fit,
+        run=run,
+        identity=json.dumps(facts["identity"], sort_keys=True),
+        seed=recipe.seed,
+        progress=progress,
+    )
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        shutil.copy(run / "tokenizer.json", folder / "tokenizer.json")
+        AutoTokenizer.from_pretrained(base_model).save_pretrained(folder)
+        shutil.copy(run / "tokenizer.json", folder / "tokenizer.json")
+
+    return finish(out, run, {"kind": "teacher", "text": encoder.spec.to_json(), "recipe": recipe.to_json(), **facts, **result}, write)
+
+
+def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": decay, "lr": recipe.fit.learning_rate}, {"params": plain, "lr": recipe.fit.learning_rate, "weight_decay": 0.0}]
+
+
+def _load_base(base_model: str, outputs: int) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(base_model)
+        config.num_labels = outputs
+        config.problem_type = None
+        # MPNet has eager attention only; BERT-type models train faster on the fused one.
+        attention = "eager" if config.model_type == "mpnet" else "sdpa"
+        return AutoModelForSequenceClassification.from_pretrained(base_model, config=config, attn_implementation=attention)
+    except (OSError, ValueError, KeyError) as e:
+        raise InputError(f"--base-model {base_model}: {e}; expected a Hugging Face folder or a hub name that can be reached") from e
+
+
+def _tokenizer(base_model: str, run: Path, recipe: Recipe) -> TextEncoder:
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    if not tokenizer.is_fast:
+        raise InputError(f"--base-model {base_model}: has no tokenizer.json; edgerec needs a model with a fast tokenizer")
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    backend.save(str(run / "tokenizer.json"))
+    settings = recipe.text
+    spec = text_spec_from_tokenizer(
+        run / "tokenizer.json",
+        max_tokens=settings.max_tokens,
+        max_query_tokens=settings.max_query_tokens,
+        item_fields=settings.item_fields,
+    )
+    return TextEncoder(run / "tokenizer.json", spec)
+
+
+def _identity_of(base_model: str) -> str:
+    """sha256 of the weights of a local folder, else the hub name."""
+    weights = Path(base_model) / "model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else base_model
+
+
+def train_datasets(folders: Sequence[Path]) -> list[Dataset]:
+    """Load several data folders, refusing two of one name (``fit.passes`` and reports go by name)."""
+    datasets = [load_dataset(Path(folder)) for folder in folders]
+    names = [d.name for d in datasets]
+    if len(set(names)) != len(names):
+        raise InputError(f"data sets need different names in dataset.json, found {names}")
+    return datasets
