@@ -278,13 +278,24 @@ def test_offsets_in_between_are_found_by_verify(path):
         Catalog.open(path, verify=True)
 
 
-def test_verify_finds_offsets_that_go_backwards_even_when_the_checksum_is_right(path):
-    file = path / "segments/000000.seg"
-    opened = SectionFile(file)
+def rewrite(path, change):
+    """The segment with some columns changed, and checksums that fit."""
+    opened = SectionFile(path / "segments/000000.seg")
     columns = {name: opened.column(name, e.dtype, len(e.shape)).copy() for name, e in opened._entries.items()}
-    columns["tokens.offsets"][1] = 2**40
-    file.unlink()
-    catalog_writer.write_sections(file, columns)
+    change(columns)
+    opened.path.unlink()
+    catalog_writer.write_sections(opened.path, columns)
+
+
+@pytest.mark.parametrize(("name", "length"), [("ids.index.keys", 12), ("ids.index.slots", 4), ("ids.index.keys", 4), ("content", 3)])
+def test_columns_of_another_length_are_found_when_opening(path, name, length):
+    rewrite(path, lambda columns: columns.update({name: np.resize(columns[name], length)}))
+    with pytest.raises(BundleError, match="does not fit 4 items"):
+        Catalog.open(path)
+
+
+def test_verify_finds_offsets_that_go_backwards_even_when_the_checksum_is_right(path):
+    rewrite(path, lambda columns: columns["tokens.offsets"].__setitem__(1, 2**40))
     with pytest.raises(BundleError, match="offsets go backwards"):
         Catalog.open(path, verify=True)
 

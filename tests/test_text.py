@@ -120,6 +120,19 @@ def test_a_pair_of_another_form_is_refused(tmp_path, pair):
         text_spec_from_tokenizer(path, max_tokens=16, max_query_tokens=4, item_fields=["title"])
 
 
+def test_a_tokenizer_that_knows_no_words_or_no_padding_is_refused(tmp_path):
+    tokenizer = json.loads(write_roberta_style(tmp_path / "tokenizer.json").read_text())
+    layout = {"max_tokens": 16, "max_query_tokens": 4, "item_fields": ["title"]}
+    tokenizer["model"]["vocab"]["<nothing>"] = tokenizer["model"]["vocab"].pop("<pad>")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match="no padding section"):
+        text_spec_from_tokenizer(tmp_path / "tokenizer.json", **layout)
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match="finds no words"):
+        text_spec_from_tokenizer(tmp_path / "tokenizer.json", **layout)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff\xfe", b'{"model": 1}'])
 def test_a_file_that_is_no_tokenizer_is_a_bundle_error(tmp_path, content):
     path = tmp_path / "tokenizer.json"
