@@ -263,8 +263,11 @@ typedef struct edr_slice {
     int64_t size;
 } edr_slice;
 
+/* Names of one look-up call; more are looked up in several calls. */
+#define EDR_MAX_NAMES 64
+
 /*
- * Look up n identifiers.
+ * Look up n identifiers, 0 <= n <= EDR_MAX_NAMES.
  *
  * keys, slots, capacity   the table; capacity must be a power of two
  * bytes    uint8 [size], the identifiers end to end
@@ -273,8 +276,7 @@ typedef struct edr_slice {
  * seed     the seed of the hashes the table was built from
  * out      int64 [n]: the identifier's number, or -1. The bytes decide, so equal hashes do no harm.
  * at       the slot that points outside, or the identifier whose offsets are at fault
- * A damaged table ends in a status or in -1; a probe visits at most `capacity` entries. On failure `out` may be
- * partly written (the one exception to the rule above, so that a look-up is one pass).
+ * A damaged table ends in a status or in -1; a probe visits at most `capacity` entries.
  * Fails with EDR_E_NULL, EDR_E_SIZE, EDR_E_ROW, EDR_E_OFFSETS.
  */
 edr_status edr_index_find(const uint64_t *keys, const int32_t *slots, int64_t capacity, const uint8_t *bytes, int64_t size,

@@ -57,37 +57,30 @@ static edr_status find_one(const table *t, edr_slice name, uint64_t hash, int64_
     return EDR_OK;
 }
 
-/* Look-ups are cache misses; hashing a group first lets their memory loads overlap. */
-#define GROUP 16
-
 edr_status edr_index_find(const uint64_t *keys, const int32_t *slots, int64_t capacity, const uint8_t *bytes, int64_t size,
                           const int64_t *offsets, int64_t ids, const edr_slice *names, int64_t n, uint64_t seed, int64_t *out, int64_t *at)
 {
-    if (n < 0 || ids < 0 || size < 0 || capacity < 1 || (capacity & (capacity - 1)) != 0) return EDR_E_SIZE;
+    if (n < 0 || n > EDR_MAX_NAMES || ids < 0 || size < 0 || capacity < 1 || (capacity & (capacity - 1)) != 0) return EDR_E_SIZE;
     if (n == 0) return EDR_OK;
     if (keys == NULL || slots == NULL || offsets == NULL || names == NULL || out == NULL || (size > 0 && bytes == NULL)) return EDR_E_NULL;
     const table t = {keys, slots, capacity, bytes, size, offsets, ids};
-    for (int64_t begin = 0; begin < n; begin += GROUP) {
-        const int64_t count = n - begin < GROUP ? n - begin : GROUP;
-        uint64_t hashes[GROUP];
-        for (int64_t i = 0; i < count; i++) {
-            const edr_slice name = names[begin + i];
-            if (name.size < 0) return edr_fail(EDR_E_SIZE, at, begin + i);
-            hashes[i] = name.data != NULL ? edr_hash64(name.data, (size_t)name.size, seed) : edr_hash64(NULL, 0, seed);
+    uint64_t hashes[EDR_MAX_NAMES];
+    int64_t found[EDR_MAX_NAMES];
+    /* Look-ups are cache misses: hashing all names first lets their memory loads overlap. */
+    for (int64_t i = 0; i < n; i++) {
+        if (names[i].size < 0) return edr_fail(EDR_E_SIZE, at, i);
+        hashes[i] = names[i].data != NULL ? edr_hash64(names[i].data, (size_t)names[i].size, seed) : edr_hash64(NULL, 0, seed);
 #if defined(__GNUC__)
-            __builtin_prefetch(&keys[hashes[i] & ((uint64_t)capacity - 1)]);
-            __builtin_prefetch(&slots[hashes[i] & ((uint64_t)capacity - 1)]);
+        __builtin_prefetch(&keys[hashes[i] & ((uint64_t)capacity - 1)]);
+        __builtin_prefetch(&slots[hashes[i] & ((uint64_t)capacity - 1)]);
 #endif
-        }
-        for (int64_t i = 0; i < count; i++) {
-            const edr_slice name = names[begin + i];
-            if (name.data == NULL && name.size != 0) {
-                out[begin + i] = -1;
-                continue;
-            }
-            const edr_status status = find_one(&t, name, hashes[i], &out[begin + i], at);
-            if (status != EDR_OK) return status;
-        }
     }
+    for (int64_t i = 0; i < n; i++) {
+        found[i] = -1;
+        if (names[i].data == NULL && names[i].size != 0) continue;
+        const edr_status status = find_one(&t, names[i], hashes[i], &found[i], at);
+        if (status != EDR_OK) return status;
+    }
+    memcpy(out, found, (size_t)n * sizeof *out);
     return EDR_OK;
 }

@@ -5,9 +5,8 @@
 #include "topk_kernels.h"
 
 #define POSITIONS 256         /* candidates taken from a block before the bar is looked at again */
-#define MAX_COLUMNS 4096      /* groups of the block bound; with k above half of it, the bound is not used */
-#define ROWS_PER_BLOCK 64     /* a block holds this many scores of every group */
-#define MAX_BLOCK 65536       /* 256 KiB: still in the second-level cache when it is read again */
+#define MAX_COLUMNS 4096      /* groups of the block bound; with 2 k above it, the bound is not used */
+#define BLOCK 65536           /* 256 KiB: still in the second-level cache when it is read again */
 #define MASKED_BLOCK 8192     /* scores copied at a time to take masked ones out */
 
 /* ---- order ---- */
@@ -204,11 +203,13 @@ static float entry_bar(const edr_topk *top, int ascending, int64_t first)
     return ascending && first > top->bar_index ? next_above(top->bar) : top->bar;
 }
 
-/* Groups for the block bound: at least 2 k, so that the k-th largest maximum is near the k-th largest score. */
+/*
+ * Groups for the block bound: at least 2 k, so that the k-th largest maximum is near the k-th largest score; an odd
+ * multiple of EDR_GROUP, so that scores which repeat with a power of two do not all meet in a few groups. 0: no bound.
+ */
 static int64_t columns_for(int64_t k)
 {
-    int64_t m = EDR_GROUP;
-    while (m < 2 * k && m <= MAX_COLUMNS) m *= 2;
+    const int64_t m = EDR_GROUP * (((2 * k + EDR_GROUP - 1) / EDR_GROUP) | 1);
     return m <= MAX_COLUMNS ? m : 0;
 }
 
@@ -224,15 +225,19 @@ static inline float max_of(float a, float b)
     return b > a || b != b ? b : a; /* NaN is the highest bar */
 }
 
-/* Offer a block; indices are indices[i] or, when NULL, start + i. */
-static void push_block(edr_topk *top, const edr_topk_kernels *kernels, const float *x, int64_t n, const int64_t *indices, int64_t start, int64_t m)
+/*
+ * Offer a block; indices are indices[i] or, when NULL, start + i. `bound_first` says that many scores will pass the bar.
+ * Returns whether many did.
+ */
+static int push_block(edr_topk *top, const edr_topk_kernels *kernels, const float *x, int64_t n, const int64_t *indices, int64_t start, int64_t m,
+                      int bound_first)
 {
     const int ascending = indices == NULL;
     const int64_t enough = top->k / 2 + EDR_GROUP; /* candidates that are worth a better bar */
     int32_t positions[POSITIONS];
     float bar = entry_bar(top, ascending, start);
     int bounded = m == 0;
-    if (!bounded && !top->full && n >= 4 * m) {
+    if (!bounded && bound_first && n >= 4 * m) {
         bar = max_of(bar, block_bound(top, kernels, x, n, m));
         bounded = 1;
     }
@@ -253,16 +258,17 @@ static void push_block(edr_topk *top, const edr_topk_kernels *kernels, const flo
         }
     }
     if (top->fresh >= enough) raise_bar(top);
+    return taken > top->k / 2;
 }
 
 static void push_blocks(edr_topk *top, const float *x, int64_t n, const int64_t *indices, int64_t start)
 {
     const edr_topk_kernels *kernels = edr_topk_kernels_for(top->isa);
     const int64_t m = columns_for(top->k);
-    const int64_t block = m == 0 || m * ROWS_PER_BLOCK > MAX_BLOCK ? MAX_BLOCK : m * ROWS_PER_BLOCK;
-    for (int64_t begin = 0; begin < n; begin += block) {
-        const int64_t size = n - begin < block ? n - begin : block;
-        push_block(top, kernels, x + begin, size, indices != NULL ? indices + begin : NULL, start + begin, m);
+    int many = !top->full; /* a rising stream goes on rising: what one block met, the next will meet */
+    for (int64_t begin = 0; begin < n; begin += BLOCK) {
+        const int64_t size = n - begin < BLOCK ? n - begin : BLOCK;
+        many = push_block(top, kernels, x + begin, size, indices != NULL ? indices + begin : NULL, start + begin, m, many);
     }
 }
 

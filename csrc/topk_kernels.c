@@ -68,7 +68,9 @@ static int64_t collect_tail(const float *x, int64_t begin, int64_t n, float bar,
 static inline uint64_t passing_scalar(const float *x, float bar)
 {
     uint64_t bits = 0;
-    for (int i = 0; i < EDR_GROUP; i++) bits |= (uint64_t)(x[i] >= bar) << i;
+    int any = 0; /* nearly always stays 0, and compilers know how to vectorise this loop for the plain machine */
+    for (int i = 0; i < EDR_GROUP; i++) any |= x[i] >= bar;
+    for (int i = 0; any && i < EDR_GROUP; i++) bits |= (uint64_t)(x[i] >= bar) << i;
     return bits;
 }
 

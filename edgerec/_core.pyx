@@ -23,7 +23,7 @@ cdef extern from "Python.h":
 
 
 cdef extern from "edgerec.h" nogil:
-    enum: EDR_OK, EDR_E_SIZE, EDR_E_OFFSETS, EDR_E_ROW, EDR_E_VALUE, EDR_E_SPACE, EDR_MAX_TEMPLATES, EDR_ISA_COUNT
+    enum: EDR_OK, EDR_E_SIZE, EDR_E_OFFSETS, EDR_E_ROW, EDR_E_VALUE, EDR_E_SPACE, EDR_MAX_TEMPLATES, EDR_MAX_NAMES, EDR_ISA_COUNT
     const char *edr_status_text(int status)
     int edr_isa_supported(int isa)
     int edr_isa_best()
@@ -406,11 +406,11 @@ def index_find(keys, slots, id_bytes, id_offsets, ids, seed=0):
     n = PyList_GET_SIZE(ids)
     cdef cnp.ndarray out = _new(n, cnp.NPY_INT64)
     cdef int64_t *to = <int64_t *> cnp.PyArray_DATA(out)
-    cdef edr_slice[64] names
+    cdef edr_slice[EDR_MAX_NAMES] names
     cdef Py_ssize_t length = 0
     cdef int status
-    for begin in range(0, n, 64):
-        count = min(n - begin, 64)
+    for begin in range(0, n, EDR_MAX_NAMES):
+        count = min(n - begin, EDR_MAX_NAMES)
         for i in range(count):
             name = <object> PyList_GET_ITEM(ids, begin + i)
             if not PyUnicode_Check(name):
