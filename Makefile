@@ -9,7 +9,9 @@ BIN := $(VENV)/bin
 SOURCES := edgerec training tests benchmarks examples setup.py
 SETUP := $(VENV)/.edgerec-setup
 CORE := $(VENV)/.edgerec-core
-BENCH := $(VENV)/.edgerec-bench
+# The rivals' requirements conflict with constraints.txt, so they have an environment of their own.
+RIVALS := $(VENV)/rivals
+SHOP := demo/shop
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 # Tests and the demo read weights from local folders only.
@@ -55,12 +57,20 @@ check: lint types test  ## all that CI runs
 demo: $(SETUP) core  ## the whole main job on a generated shop; DATA=folder takes your own
 	$(BIN)/python examples/demo.py $(if $(DATA),--data $(DATA))
 
-$(BENCH): $(SETUP)
-	$(PIP) --no-build-isolation --editable '.[bench]'
+$(RIVALS)/.edgerec: $(CORE) $(wildcard edgerec/*.py edgerec/*/*.py training/*.py)
+	test -x $(RIVALS)/bin/python || $(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0 '.[train,build,bench]'
 	touch $@
 
-bench: $(BENCH) core  ## the benchmarks, beside their rivals
-	set -e; for file in benchmarks/bench_*.py; do $(BIN)/python $$file; done
+$(SHOP)/student-int8: | $(SETUP) core
+	$(BIN)/python examples/demo.py
+
+bench: $(RIVALS)/.edgerec $(SHOP)/student-int8  ## the benchmarks, beside their rivals, on the shop of the demo
+	$(RIVALS)/bin/python benchmarks/bench_import.py
+	set -e; for file in $(wildcard benchmarks/bench_topk.py benchmarks/bench_hash.py); do $(RIVALS)/bin/python $$file; done
+	$(BIN)/edgerec bench $(SHOP)/student-int8 --data $(SHOP)/data
+	$(RIVALS)/bin/python benchmarks/bench_catalog.py $(SHOP)/student-int8
+	$(RIVALS)/bin/python benchmarks/bench_rank.py --weights $(SHOP)/teacher --data $(SHOP)/data
 
 dist: $(SETUP)  ## sdist and wheel under dist/
 	$(BIN)/python -m build --no-isolation

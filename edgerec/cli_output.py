@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -70,6 +71,11 @@ def write_text(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def command_line() -> str:
+    """This command as a person would type it, for the provenance of figures, however it was started."""
+    return shlex.join(["edgerec", *sys.argv[1:]])
 
 
 def on_terminal() -> bool:

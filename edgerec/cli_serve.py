@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from .cli_output import EXISTING_FILE, EXISTING_FOLDER, NEW_FOLDER, as_json, counter, needs, show
+from .cli_output import EXISTING_FILE, EXISTING_FOLDER, NEW_FOLDER, as_json, command_line, counter, needs, show
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ def bench(bundle: Path, data: Path, candidates: tuple[int, ...], repeat: int, th
 
     loaded = load_dataset(data)
     queries, items = list(loaded.queries.values()), list(loaded.items.values())
-    report = run(bundle, queries=queries, items=items, candidates=candidates or (10, 100, 1000), repeat=repeat, threads=threads)
+    sizes = candidates or (10, 100, 1000)
+    report = run(bundle, queries=queries, items=items, candidates=sizes, repeat=repeat, threads=threads, command=command_line())
     if as_json:
         show(report.to_json(), as_json=True)
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .cli_output import EXISTING_FOLDER, NEW_FILE, NEW_FOLDER, as_json, dump, needs, on_terminal, show, write_text
+from .cli_output import EXISTING_FOLDER, NEW_FILE, NEW_FOLDER, as_json, command_line, dump, needs, on_terminal, show, write_text
 
 data_folders = click.option("--data", "data", multiple=True, required=True, type=EXISTING_FOLDER, help="A data folder; may be repeated.")
 resume = click.option("--resume", is_flag=True, help="Go on from the last checkpoint under --out.")
@@ -115,7 +115,7 @@ def evaluate(
     with needs("train"):
         from .training.evaluate import evaluate as run
 
-        table = run(data, split, models=models, bundles=bundles, latency=latency, seed=seed)
+        table = run(data, split, models=models, bundles=bundles, latency=latency, seed=seed, command=command_line())
     if json_file is not None:
         write_text(json_file, dump(table.to_json()) + "\n")
     if report is not None:

@@ -111,7 +111,7 @@ def serve(steps: Steps, data: Path, work: Path) -> None:
     steps.run(f"evaluation on {split}", [*command, "--latency", *table])
     query = example_query(data, split)
     steps.run("one query", ["edgerec", "rank", int8, "--catalog", catalog, "--query", query, "--top-k", "5"])
-    print(f"\nreport: {shown(work / 'report.html')}")
+    print(f"\ntable:  {shown(work / 'table.json')}\nreport: {shown(work / 'report.html')}")
 
 
 def main() -> None:
