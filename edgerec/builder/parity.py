@@ -44,12 +44,13 @@ class Tolerance:
 class Tolerances:
     """The gates by precision, and ``export``: how far the exported graph itself may be from the logits torch gave.
 
-    Int8 has no bound on single logits: their scale is the student's own, and a shift that all rows share changes no order.
+    Int8 has no bound on single logits: their scale is the student's own, and a shift that all rows share changes no order. Its tau is
+    the loosest of the three: it counts every pair of near-equal rows that swaps, wherever in the list and whatever their grades.
     """
 
     export: float = 1e-3
     fp32: Tolerance = field(default_factory=lambda: Tolerance(max_abs_diff=1e-3, ndcg_drop=0.001, top_overlap=0.99, tau=0.99))
-    int8: Tolerance = field(default_factory=lambda: Tolerance(max_abs_diff=math.inf, ndcg_drop=0.01, top_overlap=0.8, tau=0.9))
+    int8: Tolerance = field(default_factory=lambda: Tolerance(max_abs_diff=math.inf, ndcg_drop=0.01, top_overlap=0.8, tau=0.85))
 
     def of(self, precision: str) -> Tolerance:
         """The gate of a precision."""

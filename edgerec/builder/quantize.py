@@ -1,50 +1,121 @@
-"""Step 2, quantise: int8 weights, activations scaled at run time."""
+"""Step 2, quantise: int8 weights; activations become 8-bit at run time.
+
+Written out here because ``onnxruntime.quantization`` logs through the root logger (and so configures logging for the host), infers
+shapes, which makes ONNX Runtime fuse a slower LayerNorm, and quantises embeddings with one scale for the whole table.
+
+Source: Jacob et al., Quantization and training of neural networks for efficient integer-arithmetic-only inference, CVPR 2018; the operators
+are those of the ONNX specification, opset 20.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
+import numpy as np
 import onnx
-from onnx import numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnx.onnx_pb import NodeProto, TensorProto
 
-# Below this many weights a product costs nothing, and its rounding goes straight into the logit (the head).
+from ..errors import BuildError
+
+# Below this many weights a product costs nothing, and its rounding goes straight into the logit.
 _MIN_WEIGHTS = 1024
+# Tables below this many rows (token types, positions) are not worth a second look-up.
+_MIN_ROWS = 1024
 
 
 def quantize_int8(graph: bytes, *, reduce_range: bool) -> bytes:
-    """Quantise the weight matrices to int8, one scale a column; everything else stays fp32.
+    """Quantise an fp32 model: products with constant weights, and large embedding tables.
+
+    A weight matrix [in, out] gets one scale a column, an embedding table [V, H] one a row, both symmetric. The input of a product gets
+    one scale and zero point for the whole batch, at run time: a row's logit depends a little on its batch. Products after the [CLS] row
+    was taken (``Gemm``) run once a row, not once a token, and stay fp32.
 
     Parameters
     ----------
     graph : an fp32 ONNX model.
-    reduce_range : use 7 bits, for a CPU whose 8-bit products saturate; see `edgerec.engine.machine.int8_saturates`.
+    reduce_range : use 7 bits in products, for a CPU whose 8-bit ones saturate; see `edgerec.engine.machine.int8_saturates`.
 
-    Returns
-    -------
-    The quantised model. Activations get one scale for a whole batch, at run time: a row's logit depends a little on its batch.
+    Raises
+    ------
+    BuildError : there is no weight to quantise.
     """
     model = onnx.load_model_from_string(graph)
-    sizes = {tensor.name: numpy_helper.to_array(tensor).size for tensor in model.graph.initializer}
-    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
-    for position, node in enumerate(model.graph.node):
-        # The quantiser names nodes by name; an unnamed one could not be left out.
-        node.name = node.name or f"node_{position}"
-    small = [node.name for node in products if sizes.get(node.input[1], 0) < _MIN_WEIGHTS]
-    # Says that shapes are inferred: without it the quantiser warns through the root logger, which configures logging for the caller.
-    model = onnx.shape_inference.infer_shapes(model)
-    add_pre_process_metadata(model)
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "int8.onnx"
-        quantize_dynamic(
-            model,
-            target,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            reduce_range=reduce_range,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=small,
-        )
-        return target.read_bytes()
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    rewriter = _Rewriter(127 if not reduce_range else 63)
+    for node in model.graph.node:
+        place = {"MatMul": 1, "Gather": 0}.get(node.op_type)
+        tensor = weights.get(node.input[place]) if place is not None else None
+        if tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2:
+            rewriter.nodes.append(node)
+        elif node.op_type == "MatMul" and tensor.dims[0] * tensor.dims[1] >= _MIN_WEIGHTS:
+            rewriter.product(node, numpy_helper.to_array(tensor))
+        elif node.op_type == "Gather" and tensor.dims[0] >= _MIN_ROWS and _axis(node) == 0:
+            rewriter.look_up(node, numpy_helper.to_array(tensor))
+        else:
+            rewriter.nodes.append(node)
+    if not rewriter.products:
+        raise BuildError("student.onnx has no product of tokens with constant weights (MatMul) to quantise; build it with precision fp32")
+    used = {name for node in rewriter.nodes for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(rewriter.nodes)
+    model.graph.initializer.extend([*kept, *rewriter.initializers.values()])
+    # Shapes recorded for values that no longer exist would be wrong.
+    del model.graph.value_info[:]
+    data: bytes = model.SerializeToString()
+    return data
+
+
+class _Rewriter:
+    """Collects the new graph's nodes in order, and its new initializers by name."""
+
+    def __init__(self, largest: int) -> None:
+        self.nodes: list[NodeProto] = []
+        self.initializers: dict[str, TensorProto] = {}
+        self.products = 0
+        self._largest = largest
+
+    def product(self, node: NodeProto, weight: NDArray[np.float32]) -> None:
+        """``x @ W`` becomes ``(q(x) @ q(W)) * (scale(x) * scale(W))``; ONNX Runtime fuses the five nodes into one or two."""
+        x, name, result = node.input[0], node.input[1], node.output[0]
+        scale = _scale(weight, axis=0, largest=self._largest)
+        self._constant(f"{name}.int8", np.rint(weight / scale).astype(np.int8))
+        self._constant(f"{name}.scale", scale[0])
+        # Query, key and value read the same input: it is quantised once.
+        if not any(done.op_type == "DynamicQuantizeLinear" and done.input[0] == x for done in self.nodes):
+            self._node("DynamicQuantizeLinear", [x], [f"{x}.uint8", f"{x}.scale", f"{x}.zero"])
+        self._node("MatMulInteger", [f"{x}.uint8", f"{name}.int8", f"{x}.zero"], [f"{result}.int32"])
+        self._cast(f"{result}.int32", f"{result}.float")
+        self._node("Mul", [f"{x}.scale", f"{name}.scale"], [f"{result}.scale"])
+        self._node("Mul", [f"{result}.float", f"{result}.scale"], [result])
+        self.products += 1
+
+    def look_up(self, node: NodeProto, table: NDArray[np.float32]) -> None:
+        """``table[i]`` becomes ``q(table)[i] * scale(table)[i]``; no product of 8-bit numbers, so all 8 bits are used."""
+        name, ids, result = node.input[0], node.input[1], node.output[0]
+        scale = _scale(table, axis=1, largest=127)
+        self._constant(f"{name}.int8", np.rint(table / scale).astype(np.int8))
+        self._constant(f"{name}.scale", scale)
+        self._node("Gather", [f"{name}.int8", ids], [f"{result}.int8"])
+        self._cast(f"{result}.int8", f"{result}.float")
+        self._node("Gather", [f"{name}.scale", ids], [f"{result}.scale"])
+        self._node("Mul", [f"{result}.float", f"{result}.scale"], [result])
+
+    def _constant(self, name: str, value: NDArray[np.generic]) -> None:
+        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+
+    def _node(self, kind: str, inputs: list[str], outputs: list[str]) -> None:
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=f"{kind}.{outputs[0]}"))
+
+    def _cast(self, integers: str, result: str) -> None:
+        self.nodes.append(helper.make_node("Cast", [integers], [result], name=f"Cast.{result}", to=int(TensorProto.FLOAT)))
+
+
+def _scale(weight: NDArray[np.float32], *, axis: int, largest: int) -> NDArray[np.float32]:
+    """Symmetric scales along an axis, kept as a dimension of 1; 1 where all weights are 0."""
+    peak = np.abs(weight).max(axis=axis, keepdims=True)
+    return np.where(peak > 0, peak / np.float32(largest), np.float32(1)).astype(np.float32)
+
+
+def _axis(node: NodeProto) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), 0)

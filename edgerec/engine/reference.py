@@ -23,9 +23,18 @@ _EPSILON = 1e-12
 _MASKED = -1e4
 _ERF_STEPS = 256
 _ERF_END = 6
-_ERF_GRID = np.arange(_ERF_END * _ERF_STEPS + 1) / _ERF_STEPS
-_ERF_VALUE = np.array([math.erf(x) for x in _ERF_GRID])
-_ERF_SLOPE = 2 / math.sqrt(math.pi) * np.exp(-(_ERF_GRID**2))
+
+
+def _erf_table() -> Array:
+    """Per interval of the grid the four coefficients of the cubic in t = 0..1, ``c0 + c1 t + c2 t^2 + c3 t^3``."""
+    grid = np.arange(_ERF_END * _ERF_STEPS + 1) / _ERF_STEPS
+    value = np.array([math.erf(x) for x in grid])
+    slope = 2 / math.sqrt(math.pi) * np.exp(-(grid**2)) / _ERF_STEPS
+    rise, start, end = np.diff(value), slope[:-1], slope[1:]
+    return np.stack([value[:-1], start, 3 * rise - 2 * start - end, start + end - 2 * rise])
+
+
+_ERF = _erf_table()
 
 
 class ReferenceEngine:
@@ -65,6 +74,8 @@ class ReferenceEngine:
         if not batch.size:
             return np.zeros(0, np.float32)
         state = tower(weights, batch, layers=self._layers, heads=self._heads)
+        if "tower.pooler.weight" in weights:
+            state = np.tanh(_linear(weights, "tower.pooler", state))
         if self._limits.buckets:
             rows = weights["features.embedding.weight"][batch.feature_ids]  # [B, F, D]
             bag = np.einsum("bf,bfd->bd", batch.feature_weights.astype(np.float64), rows)
@@ -118,16 +129,12 @@ def erf(x: Array) -> Array:
 
     Source: Burden and Faires, Numerical Analysis, theorem 3.9 (Hermite interpolation error).
     """
-    distance = np.minimum(np.abs(x), _ERF_END)
+    place = np.minimum(np.abs(x), _ERF_END) * _ERF_STEPS
     # The last interval also takes the end point; NaN takes any interval and stays NaN.
-    left = np.minimum(np.nan_to_num(distance * _ERF_STEPS), _ERF_END * _ERF_STEPS - 1).astype(np.intp)
-    t = distance * _ERF_STEPS - left
-    value = (
-        (1 + 2 * t) * (1 - t) ** 2 * _ERF_VALUE[left]
-        + t * (1 - t) ** 2 * _ERF_SLOPE[left] / _ERF_STEPS
-        + t**2 * (3 - 2 * t) * _ERF_VALUE[left + 1]
-        + t**2 * (t - 1) * _ERF_SLOPE[left + 1] / _ERF_STEPS
-    )
+    left = np.minimum(np.nan_to_num(place), _ERF.shape[1] - 1).astype(np.intp)
+    t = place - left
+    c0, c1, c2, c3 = (row[left] for row in _ERF)
+    value = c0 + t * (c1 + t * (c2 + t * c3))
     signed: Array = np.copysign(value, x)
     return signed
 
@@ -170,6 +177,9 @@ def _check_weights(arrays: dict[str, NDArray[np.float32]], student: dict[str, in
             expected |= {f"{layer}.{name}.weight": vector, f"{layer}.{name}.bias": vector}
         expected |= {f"{layer}.intermediate.weight": (inner, hidden), f"{layer}.intermediate.bias": (inner,)}
         expected |= {f"{layer}.output.weight": (hidden, inner), f"{layer}.output.bias": vector}
+    # Some pretrained towers have no pooler.
+    if "tower.pooler.weight" in arrays:
+        expected |= {"tower.pooler.weight": (hidden, hidden), "tower.pooler.bias": vector}
     width = 0
     if limits.buckets:
         feature_width = int(arrays["features.embedding.weight"].shape[-1])
