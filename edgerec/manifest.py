@@ -86,7 +86,7 @@ class Manifest:
             "precision": self.precision,
             "content_id": self.content_id,
             "created": self.created,
-            "fingerprint": {key: value if isinstance(value, str) else list(value) for key, value in self.fingerprint.items()},
+            "fingerprint": dict(self.fingerprint),
             "files": {name: {"sha256": entry.sha256, "bytes": entry.bytes} for name, entry in self.files.items()},
         }
 

@@ -54,7 +54,9 @@ def batch_from(arrays: Mapping[str, NDArray[Any]], what: str) -> Batch:
     missing = {"input_ids", "attention_mask", "token_type_ids"} - arrays.keys()
     if missing:
         raise BundleError(f"{what} lacks {', '.join(sorted(missing))}")
-    rows = arrays["input_ids"].shape[0] if arrays["input_ids"].ndim else 0
+    if arrays["input_ids"].ndim != 2:
+        raise BundleError(f"{what}: input_ids has {arrays['input_ids'].ndim} dimensions, expected 2")
+    rows = arrays["input_ids"].shape[0]
     return Batch(
         input_ids=arrays["input_ids"],
         attention_mask=arrays["attention_mask"],

@@ -1,0 +1,1 @@
+"""The builder: each step, and the whole of it."""

@@ -1,0 +1,1 @@
+"""Broken and malicious bundles: made here, never stored."""
