@@ -25,8 +25,8 @@ core = Extension(
     sources=["edgerec/_core.pyx", *sorted(glob("csrc/*.c"))],
     include_dirs=["csrc", numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
-    depends=glob("csrc/*.h"),
+    depends=[*glob("csrc/*.h"), *glob("csrc/*.pxd"), *glob("edgerec/*.pxi")],
     extra_compile_args=flags,
     extra_link_args=link,
 )
-setup(ext_modules=cythonize([core], language_level=3))
+setup(ext_modules=cythonize([core], include_path=["csrc"], language_level=3))

@@ -1,8 +1,11 @@
 """The C core (csrc/edgerec.h): hashing, feature rows, token rows, identifier look-up, top-k.
 
-Arrays must have exactly the stated dtype and be C-contiguous; nothing is converted silently and no argument is changed.
-Every function raises InputError for wrong types, dtypes, shapes and values. All but ``hash_strings`` and ``index_find``,
-which read Python strings, release the GIL while they work.
+Arrays must have exactly the stated dtype, one dimension, and be C-contiguous; nothing is converted silently and no
+argument is changed. Read-only arrays and memory maps are fine. Every function raises InputError for wrong types, dtypes,
+shapes and values. All but ``hash_strings`` and ``index_find``, which read Python strings, release the GIL while they
+work; no other thread may write an array that is in use. Sets of hashes are ascending, without duplicates.
+
+Shape letters: N candidates, B batch, T tokens, F feature slots, V buckets, K returned; n and m any count.
 """
 
 from collections.abc import Sequence
@@ -19,20 +22,82 @@ _F32: TypeAlias = NDArray[np.float32]
 _Mask: TypeAlias = NDArray[np.uint8] | NDArray[np.bool_]
 _Field: TypeAlias = tuple[_U64, _F32 | None, _I64 | None]
 
-def isa() -> str: ...
-def isas() -> list[str]: ...
-def set_isa(name: str) -> None: ...
-def hash64(data: bytes, seed: int = 0) -> int: ...
-def hash_strings(values: list[str], seed: int = 0, prefix: bytes = b"") -> _U64: ...
-def hash_packed(data: _U8, offsets: _I64, seed: int = 0) -> _U64: ...
-def project(hashes: _U64, buckets: int) -> tuple[_I32, _F32]: ...
-def sort_unique(hashes: _U64, weights: _F32 | None = None) -> tuple[_U64, _F32 | None]: ...
+def isa() -> str:
+    """The instruction set that kernels use: ``scalar``, ``avx2``, ``avx512`` or ``neon``."""
+
+def isas() -> list[str]:
+    """The instruction sets that this CPU and this build have."""
+
+def set_isa(name: str) -> None:
+    """Choose the instruction set of selections started from now on; ``auto`` takes the fastest.
+
+    The environment variable ``EDGEREC_ISA`` does the same at import. Results do not depend on it.
+
+    Raises
+    ------
+    InputError : unknown, or not supported here.
+    """
+
+def hash64(data: bytes, seed: int = 0) -> int:
+    """XXH64 of `data`. Source: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md"""
+
+def hash_strings(values: list[str], seed: int = 0, prefix: bytes = b"") -> _U64:
+    """XXH64 of ``prefix + value.encode()`` for each value, uint64 [n]. Lone surrogates raise InputError."""
+
+def hash_packed(data: _U8, offsets: _I64, seed: int = 0) -> _U64:
+    """XXH64 of strings that lie end to end: string i is ``data[offsets[i]:offsets[i + 1]]``, as in an Arrow array.
+
+    Parameters
+    ----------
+    data : uint8 [size]
+    offsets : int64 [m + 1], not descending, within 0 .. size
+
+    Returns
+    -------
+    uint64 [m]
+    """
+
+def project(hashes: _U64, buckets: int) -> tuple[_I32, _F32]:
+    """Feature ids ``((h >> 32) * buckets) >> 32``, int32 [n], and signs by the lowest bit, float32 [n] of +1 and -1.
+
+    Source: Weinberger et al., Feature Hashing for Large Scale Multitask Learning, 2009 (the sign).
+    """
+
+def sort_unique(hashes: _U64, weights: _F32 | None = None) -> tuple[_U64, _F32 | None]:
+    """The set of `hashes`: ascending, each once; weights of equal hashes are added (float32, in the order given).
+
+    A weight that is NaN or infinite raises InputError.
+    """
+
 @final
 class FeaturePlan:
+    """Templates, checked once; encodes rows of hashed features as docs/formats.md ("Feature spec") says.
+
+    Parameters
+    ----------
+    ops : int32 [m], at most 128: 0 emit, 1 common, 2 left_only, 3 match, 4 cross
+    lefts, rights : int32 [m], positions in the `fields` of `encode`; the right of an emit is not read
+    seeds : uint64 [m], the hashes of the templates' names
+    buckets : V, 1 .. 2**31 - 1
+    slots : F, 0 .. 2**31 - 1
+    """
+
     def __init__(self, ops: _I32, lefts: _I32, rights: _I32, seeds: _U64, *, buckets: int, slots: int) -> None: ...
     @property
-    def fields(self) -> int: ...
-    def encode(self, fields: Sequence[_Field], rows: _I64) -> tuple[_I32, _F32]: ...
+    def fields(self) -> int:
+        """How many fields `encode` needs at least."""
+
+    def encode(self, fields: Sequence[_Field], rows: _I64) -> tuple[_I32, _F32]:
+        """Feature ids, int32 [N, F], and weights, float32 [N, F], of N rows; 0 in unused slots.
+
+        Parameters
+        ----------
+        fields : at most 256 tuples of
+            hashes : uint64 [n]; ascending within a set (else the row is unspecified, but nothing breaks);
+            weights : float32 [n], or None: all 1;
+            offsets : int64 [R + 1], the set of row r being ``hashes[offsets[r]:offsets[r + 1]]``, or None: one set for all rows.
+        rows : int64 [N], row i of the result takes the sets of ``rows[i]``
+        """
 
 def pack_pairs(
     query: _I32,
@@ -48,13 +113,56 @@ def pack_pairs(
     item_type: int,
     max_tokens: int,
     width: int | None = None,
-) -> tuple[_I32, _I32, _I32]: ...
-def index_build(hashes: _U64) -> tuple[_U64, _I32]: ...
-def index_find(keys: _U64, slots: _I32, id_bytes: _U8, id_offsets: _I64, ids: list[str], seed: int = 0) -> _I64: ...
-def topk(scores: _F32, k: int, mask: _Mask | None = None) -> tuple[_I64, _F32]: ...
+) -> tuple[_I32, _I32, _I32]:
+    """Token rows ``prefix + query + middle + item + suffix``, padded on the right.
+
+    Parameters
+    ----------
+    query : int32 [q], already cut to the query's limit
+    tokens, offsets : int32 [n], int64 [R + 1]: item r is ``tokens[offsets[r]:offsets[r + 1]]``
+    rows : int64 [B], the items to pack
+    max_tokens : the item is cut so that no row is longer; InputError when the rest alone is longer
+    width : T; None takes the longest row. InputError when a row is longer.
+
+    Returns
+    -------
+    input_ids, attention_mask, token_type_ids : int32 [B, T]
+    """
+
+def index_build(hashes: _U64) -> tuple[_U64, _I32]:
+    """A hash table of n <= 2**30 identifiers, by their XXH64: keys uint64 [cap], slots int32 [cap], -1 where empty.
+
+    cap is the power of two at or above 2 n, at least 8. The arrays can lie in a file. Of equal identifiers the first is found.
+    """
+
+def index_find(keys: _U64, slots: _I32, id_bytes: _U8, id_offsets: _I64, ids: list[str], seed: int = 0) -> _I64:
+    """The numbers of `ids` in a table of `index_build`, int64 [N]; -1 for what is not there.
+
+    Identifier i is ``id_bytes[id_offsets[i]:id_offsets[i + 1]]``; bytes are compared, so equal hashes do no harm. A
+    damaged table gives -1 or InputError, never a wrong read. A string with lone surrogates is not there.
+    """
+
+def topk(scores: _F32, k: int, mask: _Mask | None = None) -> tuple[_I64, _F32]:
+    """The k best scores: higher first, then lower index.
+
+    NaN is never selected, nor is a score whose mask is not 0 (True means skip, as in ``numpy.ma``). Infinities are scores.
+
+    Returns
+    -------
+    indices : int64 [K]
+    scores : float32 [K], K = min(k, scores that can be selected)
+    """
+
 @final
 class TopK:
-    def __init__(self, k: int) -> None: ...
-    def push(self, scores: _F32, start: int = 0, mask: _Mask | None = None) -> None: ...
-    def push_at(self, scores: _F32, indices: _I64) -> None: ...
-    def finish(self) -> tuple[_I64, _F32]: ...
+    """The k best of a stream, for one thread. Same order as `topk`, the same answer however the stream is cut."""
+
+    def __new__(cls, k: int) -> TopK: ...
+    def push(self, scores: _F32, start: int = 0, mask: _Mask | None = None) -> None:
+        """Offer scores with the indices start, start + 1, ... (start at most 2**62)."""
+
+    def push_at(self, scores: _F32, indices: _I64) -> None:
+        """Offer scores with any indices; one that is offered twice may be returned twice."""
+
+    def finish(self) -> tuple[_I64, _F32]:
+        """What `topk` returns, of all that was offered. More may be pushed afterwards."""

@@ -2,6 +2,7 @@
 """Binding of csrc/edgerec.h. Arrays are checked here once, then C works on their memory; _core.pyi has the documentation."""
 
 import os
+from operator import index
 
 cimport cython
 cimport numpy as cnp
@@ -12,6 +13,8 @@ from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_Check
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
+from edr cimport *
+
 from edgerec.errors import InputError
 
 cnp.import_array()
@@ -20,61 +23,6 @@ cnp.import_array()
 cdef extern from "Python.h":
     # Declared here to get NULL back instead of an exception check per call: the caller words the error.
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
-
-
-cdef extern from "edgerec.h" nogil:
-    enum: EDR_OK, EDR_E_SIZE, EDR_E_OFFSETS, EDR_E_ROW, EDR_E_VALUE, EDR_E_SPACE, EDR_MAX_TEMPLATES, EDR_MAX_NAMES, EDR_ISA_COUNT
-    const char *edr_status_text(int status)
-    int edr_isa_supported(int isa)
-    int edr_isa_best()
-    const char *edr_isa_name(int isa)
-    uint64_t edr_hash64(const void *data, size_t size, uint64_t seed)
-    uint64_t edr_hash64_pair(const void *first, size_t first_size, const void *second, size_t second_size, uint64_t seed)
-    int edr_hash_packed(const uint8_t *data, int64_t size, const int64_t *offsets, int64_t m, uint64_t seed, uint64_t *out, int64_t *at)
-    int edr_project(const uint64_t *hashes, int64_t n, int64_t buckets, int32_t *ids, float *signs)
-    int edr_sort_unique(uint64_t *hashes, float *weights, int64_t n, uint64_t *room_h, float *room_w, int64_t *n_out, int64_t *at)
-    ctypedef struct edr_field:
-        const uint64_t *hashes
-        const float *weights
-        const int64_t *offsets
-        int64_t size
-        int64_t table
-    ctypedef struct edr_template:
-        int32_t op
-        int32_t left
-        int32_t right
-        uint64_t seed
-    int edr_templates_check(const edr_template *templates, int64_t m, int64_t fields, int64_t *at)
-    int edr_encode_rows(const edr_template *templates, int64_t m, const edr_field *fields, int64_t field_count, const int64_t *rows,
-                        int64_t n, int64_t buckets, int64_t slots, int32_t *ids, float *weights, int64_t *at)
-    ctypedef struct edr_pair_frame:
-        const int32_t *prefix
-        const int32_t *query
-        const int32_t *middle
-        const int32_t *suffix
-        int64_t prefix_size, query_size, middle_size, suffix_size
-        int32_t pad_id, query_type, item_type
-        int64_t max_tokens
-    int edr_pack_width(const edr_pair_frame *frame, int64_t size, const int64_t *offsets, int64_t table, const int64_t *rows, int64_t n,
-                       int64_t *width, int64_t *at)
-    int edr_pack_pairs(const edr_pair_frame *frame, const int32_t *tokens, int64_t size, const int64_t *offsets, int64_t table,
-                       const int64_t *rows, int64_t n, int64_t width, int32_t *ids, int32_t *mask, int32_t *types, int64_t *at)
-    int64_t edr_index_capacity(int64_t n)
-    int edr_index_build(const uint64_t *hashes, int64_t n, uint64_t *keys, int32_t *slots, int64_t capacity)
-    ctypedef struct edr_slice:
-        const uint8_t *data
-        int64_t size
-    int edr_index_find(const uint64_t *keys, const int32_t *slots, int64_t capacity, const uint8_t *bytes, int64_t size,
-                       const int64_t *offsets, int64_t ids, const edr_slice *names, int64_t n, uint64_t seed, int64_t *out, int64_t *at)
-    int64_t EDR_TOPK_ROOM(int64_t k)
-    int64_t EDR_TOPK_MAX_K
-    ctypedef struct edr_topk:
-        pass
-    int edr_topk_init(edr_topk *top, int64_t k, int isa, float *scores, int64_t *indices, int64_t room)
-    int edr_topk_push(edr_topk *top, const float *scores, const uint8_t *mask, int64_t n, int64_t start)
-    int edr_topk_push_at(edr_topk *top, const float *scores, const int64_t *indices, int64_t n)
-    int64_t edr_topk_count(edr_topk *top)
-    int edr_topk_finish(edr_topk *top, int64_t *indices, float *scores, int64_t *count)
 
 
 cdef enum:
@@ -87,74 +35,7 @@ cdef enum:
     SMALL_ROOM = 1536  # EDR_TOPK_ROOM(SMALL_K)
 
 
-# ---- arguments ----
-
-cdef int _refuse(int status, str what, int64_t at) except -1:
-    raise InputError(f"{what}: {edr_status_text(status).decode()}" + (f" (at position {at})" if at >= 0 else ""))
-
-
-cdef int64_t _integer(object value, str name, object low, object high) except? -1:
-    """value as an integer in low .. high; a float is refused even when it is whole."""
-    try:
-        number = value.__index__()
-    except AttributeError:
-        raise InputError(f"{name} must be an integer, got {type(value).__name__} {value!r:.80}") from None
-    if not low <= number <= high:
-        raise InputError(f"{name} must be in {low} .. {high}, got {number}")
-    return number
-
-
-cdef uint64_t _seed(object value) except? 7:
-    if not hasattr(value, "__index__") or not 0 <= value.__index__() < 1 << 64:
-        raise InputError(f"seed must be an integer in 0 .. 2**64 - 1, got {value!r:.80}")
-    return value
-
-
-cdef void *_array(object a, int typenum, str name, str dtype) except NULL:
-    """The memory of a 1-D, C-contiguous, aligned, native array of the given type."""
-    if not cnp.PyArray_Check(a):
-        raise InputError(f"{name} must be a numpy array of {dtype}, got {type(a).__name__}")
-    if cnp.PyArray_TYPE(a) != typenum and a.dtype != dtype:
-        raise InputError(f"{name} must have dtype {dtype}, got {a.dtype}; convert it with {name}.astype('{dtype}')")
-    if cnp.PyArray_NDIM(a) != 1:
-        raise InputError(f"{name} must have one dimension, got shape {a.shape}")
-    if not cnp.PyArray_ISCARRAY_RO(a):
-        raise InputError(f"{name} must be C-contiguous, aligned and in native byte order; use np.ascontiguousarray(..., dtype='{dtype}')")
-    return cnp.PyArray_DATA(a)
-
-
-cdef int64_t *_offsets(object a, str name, int64_t *table) except NULL:
-    cdef int64_t *data = <int64_t *> _array(a, cnp.NPY_INT64, name, "int64")
-    if cnp.PyArray_DIM(a, 0) < 1:
-        raise InputError(f"{name} must have at least one entry (n + 1 offsets for n strings or sets), got none")
-    table[0] = cnp.PyArray_DIM(a, 0) - 1
-    return data
-
-
-cdef uint8_t *_mask(object a, int64_t n) except? NULL:
-    if a is None:
-        return NULL
-    cdef int typenum = cnp.NPY_BOOL if cnp.PyArray_Check(a) and cnp.PyArray_TYPE(a) == cnp.NPY_BOOL else cnp.NPY_UINT8
-    cdef void *data = _array(a, typenum, "mask", "bool" if typenum == cnp.NPY_BOOL else "uint8")
-    if cnp.PyArray_DIM(a, 0) != n:
-        raise InputError(f"mask must have as many entries as scores ({n}), got {len(a)}")
-    return <uint8_t *> data
-
-
-cdef int64_t _size(object a) noexcept:
-    return cnp.PyArray_DIM(a, 0)
-
-
-cdef cnp.ndarray _new(int64_t n, int typenum):
-    cdef cnp.npy_intp shape = n
-    return cnp.PyArray_EMPTY(1, &shape, typenum, 0)
-
-
-cdef cnp.ndarray _new2(int64_t n, int64_t m, int typenum):
-    cdef cnp.npy_intp[2] shape
-    shape[0] = n
-    shape[1] = m
-    return cnp.PyArray_EMPTY(2, shape, typenum, 0)
+include "_arguments.pxi"
 
 
 # ---- instruction set ----
@@ -162,7 +43,7 @@ cdef cnp.ndarray _new2(int64_t n, int64_t m, int typenum):
 cdef int _isa = 0
 
 
-def set_isa(str name):
+def set_isa(name):
     global _isa
     cdef int i
     if name == "auto":
@@ -274,6 +155,7 @@ def sort_unique(hashes, weights=None):
 
 # ---- feature rows ----
 
+@cython.final
 cdef class FeaturePlan:
     cdef edr_template[EDR_MAX_TEMPLATES] templates
     cdef int64_t m, v, f
@@ -295,21 +177,26 @@ cdef class FeaturePlan:
         self.fields = 0
         for i in range(m):
             self.templates[i] = edr_template(op[i], left[i], right[i], seed[i])
-            self.fields = max(self.fields, left[i] + 1, 0 if op[i] == 0 else right[i] + 1)
         cdef int status = edr_templates_check(self.templates, m, MAX_FIELDS, &at)
         if status == EDR_E_VALUE:
             raise InputError(f"ops[{at}] is {op[at]}; expected 0 emit, 1 common, 2 left_only, 3 match or 4 cross")
         if status != EDR_OK:
             raise InputError(f"template {at}: lefts[{at}] is {left[at]}, rights[{at}] is {right[at]}; field numbers are 0 .. {MAX_FIELDS - 1}")
+        for i in range(m):
+            self.fields = max(self.fields, left[i] + 1, 0 if op[i] == 0 else right[i] + 1)
 
     def encode(self, fields, rows):
         cdef const int64_t *r = <int64_t *> _array(rows, cnp.NPY_INT64, "rows", "int64")
         cdef int64_t n = _size(rows), at = -1
         cdef edr_field[MAX_FIELDS] c
-        cdef int count = len(fields), i, status
+        cdef int count, i, status
+        try:
+            held = tuple(fields)  # keeps the arrays alive while the GIL is released
+        except TypeError:
+            raise InputError(f"fields must be a sequence of (hashes, weights, offsets) tuples, got {type(fields).__name__}") from None
+        count = len(held)
         if count < self.fields or count > MAX_FIELDS:
             raise InputError(f"the templates use {self.fields} fields, got {count}; pass a (hashes, weights, offsets) tuple for each")
-        held = tuple(fields)  # keeps the arrays alive while the GIL is released
         for i in range(count):
             _field(held[i], i, &c[i])
         cdef cnp.ndarray ids = _new2(n, self.f, cnp.NPY_INT32), weights = _new2(n, self.f, cnp.NPY_FLOAT32)
@@ -456,14 +343,17 @@ def topk(scores, k, mask=None):
     return selection.finish()
 
 
+@cython.final
 cdef class TopK:
     cdef edr_topk top
     cdef float *scores
     cdef int64_t *indices
     cdef bint busy
 
-    def __cinit__(self, k):
+    def __init__(self, k):
         cdef int64_t want = _integer(k, "k", 0, EDR_TOPK_MAX_K), room = EDR_TOPK_ROOM(want)
+        if self.scores != NULL:
+            raise InputError("this TopK has its k already; make a new one")
         self.scores = <float *> PyMem_RawMalloc(room * sizeof(float))
         self.indices = <int64_t *> PyMem_RawMalloc(room * sizeof(int64_t))
         if self.scores == NULL or self.indices == NULL:

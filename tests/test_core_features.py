@@ -7,14 +7,12 @@ import struct
 from collections.abc import Sequence
 
 import numpy as np
-import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgerec import InputError
-from edgerec._core import FeaturePlan, project, sort_unique
+from edgerec._core import FeaturePlan
 
 EMIT, COMMON, LEFT_ONLY, MATCH, CROSS = range(5)
 Set = list[tuple[int, float]]  # (hash, weight), ascending
@@ -66,7 +64,12 @@ def encode_slowly(
 def plan_of(templates: Sequence[tuple[int, int, int, int]], buckets: int, slots: int) -> FeaturePlan:
     ops, lefts, rights, seeds = zip(*templates, strict=True) if templates else ((), (), (), ())
     return FeaturePlan(
-        np.array(ops, np.int32), np.array(lefts, np.int32), np.array(rights, np.int32), np.array(seeds, np.uint64), buckets=buckets, slots=slots
+        np.array(ops, np.int32),
+        np.array(lefts, np.int32),
+        np.array(rights, np.int32),
+        np.array(seeds, np.uint64),
+        buckets=buckets,
+        slots=slots,
     )
 
 
@@ -110,7 +113,9 @@ def cases(draw: st.DrawFn) -> tuple[list[tuple[int, int, int, int]], list[Field]
 
 @settings(max_examples=300, deadline=None)
 @given(cases())
-def test_encode_is_what_the_format_says(case: tuple[list[tuple[int, int, int, int]], list[Field], list[list[Set]], list[int], int, int]) -> None:
+def test_encode_is_what_the_format_says(
+    case: tuple[list[tuple[int, int, int, int]], list[Field], list[list[Set]], list[int], int, int],
+) -> None:
     templates, fields, slow, rows, buckets, slots = case
     ids, values = plan_of(templates, buckets, slots).encode(fields, np.array(rows, np.int64))
     assert ids.shape == values.shape == (len(rows), slots)
