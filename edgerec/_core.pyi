@@ -157,7 +157,7 @@ def topk(scores: _F32, k: int, mask: _Mask | None = None) -> tuple[_I64, _F32]:
 class TopK:
     """The k best of a stream, for one thread. Same order as `topk`, the same answer however the stream is cut."""
 
-    def __new__(cls, k: int) -> TopK: ...
+    def __init__(self, k: int) -> None: ...
     def push(self, scores: _F32, start: int = 0, mask: _Mask | None = None) -> None:
         """Offer scores with the indices start, start + 1, ... (start at most 2**62)."""
 

@@ -246,8 +246,11 @@ def snips(rewards: ArrayLike, propensities: ArrayLike, *, target: ArrayLike | No
     Source: Swaminathan and Joachims, The self-normalized estimator for counterfactual learning, NeurIPS 2015.
     """
     values, weights = _importance(rewards, propensities, target, clip)
-    total = float(weights.sum())
-    return float(weights @ values) / total if total > 0 else float("nan")
+    largest = float(weights.max(initial=0.0))
+    if largest <= 0:
+        return float("nan")
+    shares = weights / largest  # denormal weights would lose their digits in the products
+    return float(shares @ values) / float(shares.sum())
 
 
 def bootstrap_interval(values: ArrayLike, *, seed: int, samples: int = 2000, level: float = 0.95) -> tuple[float, float]:

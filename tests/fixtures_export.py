@@ -33,12 +33,12 @@ MAX_TOKENS, MAX_QUERY_TOKENS, HEADS, FEATURE_DIM, BUCKETS, SLOTS = 32, 8, 4, 8, 
 QUERIES, ITEMS_PER_QUERY = 8, 12
 
 
-def make_export(folder: Path, *, layers: int = 2, hidden: int = 32, features: bool = True, seed: int = 0) -> Path:
+def make_export(folder: Path, *, layers: int = 2, hidden: int = 32, features: bool = True, pooler: bool = False, seed: int = 0) -> Path:
     """Write a complete export folder (see docs/formats.md) and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     vocab = write_tokenizer(folder / "tokenizer.json")
-    weights = random_weights(rng, layers=layers, hidden=hidden, vocab=vocab, features=features)
+    weights = random_weights(rng, layers=layers, hidden=hidden, vocab=vocab, features=features, pooler=pooler)
     onnx.save(build_graph(weights, layers=layers, heads=HEADS), folder / "student.onnx")
     write_safetensors(folder / "student.safetensors", weights, {"format": "edgerec-student", "layers": str(layers), "heads": str(HEADS)})
     model: dict[str, Any] = {
@@ -112,7 +112,7 @@ def write_tokenizer(path: Path) -> int:
     return len(pieces)
 
 
-def random_weights(rng: np.random.Generator, *, layers: int, hidden: int, vocab: int, features: bool) -> Weights:
+def random_weights(rng: np.random.Generator, *, layers: int, hidden: int, vocab: int, features: bool, pooler: bool = False) -> Weights:
     """Weights by torch parameter name; linear weights are [out, in]."""
     weights: Weights = {}
 
@@ -139,6 +139,8 @@ def random_weights(rng: np.random.Generator, *, layers: int, hidden: int, vocab:
         linear(f"{prefix}.intermediate", 4 * hidden, hidden)
         linear(f"{prefix}.output", hidden, 4 * hidden)
         norm(f"{prefix}.output_norm")
+    if pooler:
+        linear("tower.pooler", hidden, hidden)
     if features:
         tensor("features.embedding.weight", BUCKETS, FEATURE_DIM, scale=0.5)
         linear("features.hidden", FEATURE_DIM, FEATURE_DIM, scale=0.5)
@@ -222,6 +224,8 @@ def build_graph(weights: Weights, *, layers: int, heads: int) -> onnx.ModelProto
 
     axis1 = graph.constant("axis1", [1], np.int64)
     x = graph.op("Squeeze", x, axis1)
+    if "tower.pooler.weight" in weights:
+        x = graph.op("Tanh", graph.linear(x, weights, "tower.pooler"))
     if features:
         graph.constant("features.embedding.weight", weights["features.embedding.weight"], np.float32)
         rows = graph.op("Gather", "features.embedding.weight", "feature_ids")

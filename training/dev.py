@@ -14,8 +14,10 @@ RELEVANT_LABEL = 0.6
 
 
 def dev_metrics(pairs: Pairs, scores: NDArray[np.float32]) -> dict[str, float]:
-    """``ndcg@10/NAME``, ``auc/NAME`` and ``objective``: the mean of both over all data sets. nDCG saturates on short judged lists and is noisy on
-    few queries; AUC over all pairs steadies the choice."""
+    """``ndcg@10/NAME``, ``auc/NAME`` and ``objective``: the mean of both over all data sets.
+
+    nDCG saturates on short judged lists and is noisy on few queries; AUC over all pairs steadies the choice.
+    """
     metrics: dict[str, float] = {}
     for number, name in enumerate(pairs.names):
         rows = np.flatnonzero((pairs.dataset == number) & ~np.isnan(pairs.label))

@@ -29,7 +29,7 @@ from .first_stage import Bm25
 from .loop import fit, open_run, seed_everything
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs
 from .provenance import finish, provenance, read_training_json
-from .student import HashedRows, Student, StudentScorer, shape_to_json, student_from_encoder
+from .student import Student, StudentScorer, shape_to_json, student_from_encoder
 from .teacher import Teacher, train_datasets
 
 Scores = NDArray[np.float32]
@@ -137,7 +137,7 @@ def distill(
 
 
 def teacher_scores(teacher: Path, pairs: Pairs, folder: Path, *, progress: bool) -> tuple[Scores, Path]:
-    """The teacher's score of every pair, float32 [P], from the file of an earlier run or computed now (kept as it grows, so a kill costs little)."""
+    """The teacher's score of every pair, float32 [P], from the file of an earlier run or computed now."""
     key = hashlib.sha256(_weights_sha256(teacher).encode())
     for query, item in zip(pairs.query, pairs.item, strict=True):
         key.update(f"{pairs.query_texts[query]}\0{pairs.items[item].id}\0{pairs.items[item].title}\n".encode("utf-8", "surrogatepass"))

@@ -112,7 +112,8 @@ def _write(scorer: StudentScorer, info: dict[str, Any], student: Path, out: Path
     if data:
         datasets = train_datasets(data)
         model_json["grades"] = {"min": datasets[0].grade_min, "max": datasets[0].grade_max}
-        np.savez(out / "calibration.npz", **_calibration(scorer, judged_pairs(datasets, "dev")))
+        sample: dict[str, Any] = _calibration(scorer, judged_pairs(datasets, "dev"))
+        np.savez(out / "calibration.npz", **sample)
     (out / "model.json").write_text(json.dumps(model_json, indent=1) + "\n", encoding="utf-8")
     return model_json
 

@@ -135,8 +135,8 @@ def fit(
             bar.update()
             if (step + 1) % every == 0 or step + 1 == total:
                 metrics = task.evaluate()
-                for name, value in metrics.items():
-                    writer.add_scalar(f"dev/{name}", value, step)
+                for name, figure in metrics.items():
+                    writer.add_scalar(f"dev/{name}", figure, step)
                 history.append({"step": step + 1, "loss": loss.item(), **metrics})
                 bar.set_postfix(loss=f"{loss.item():.4f}", objective=f"{metrics['objective']:.4f}")
                 if metrics["objective"] > best["objective"]:

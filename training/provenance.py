@@ -31,7 +31,7 @@ def provenance(datasets: Sequence[Dataset], recipe: Recipe, inputs: Mapping[str,
 
 
 def finish(out: Path, run: Path, info: Mapping[str, Any], write: Callable[[Path], None]) -> dict[str, Any]:
-    """Write the model folder under a temporary name, sync it, rename it to ``out``, then remove the run folder (its TensorBoard log moves along)."""
+    """Write the model folder under a temporary name, sync and rename it, and remove the run folder; its TensorBoard log moves along."""
     staging = out.with_name(out.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)

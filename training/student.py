@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, BertModel
+from transformers import AutoConfig, AutoModel
 
 from edgerec.errors import BundleError, InputError
 from edgerec.features import FeatureEncoder, FeatureSpec
@@ -72,7 +73,8 @@ class Layer(nn.Module):
         return self.output_norm(rows + self.dropout(self.output(F.gelu(self.intermediate(rows)))))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        rows: Tensor = x.unflatten(2, (self.heads, -1))  # type: ignore[no-untyped-call]
+        return rows.transpose(1, 2)
 
 
 class TextTower(nn.Module):
@@ -147,7 +149,7 @@ class Student(nn.Module):
 def student_from_encoder(
     folder: Path, *, layers: Sequence[int] = (), buckets: int = 0, feature_dim: int = 0, feature_hidden: int = 0
 ) -> Student:
-    """A student whose tower is (some layers of) a BERT-type encoder, e.g. the teacher's; a one-logit classifier comes along when there is one.
+    """A student whose tower is (some layers of) a BERT-type encoder, e.g. the teacher's; its one-logit classifier comes along.
 
     Raises
     ------
@@ -169,7 +171,7 @@ def student_from_encoder(
         raise InputError(f"{folder} has layers 0 to {config.num_hidden_layers - 1}; student.layers names {list(kept)}")
     saved = load_file(folder / "model.safetensors")
     has_pooler = any(k.endswith("pooler.dense.weight") for k in saved)
-    base: BertModel = AutoModel.from_pretrained(folder, add_pooling_layer=has_pooler)
+    base: Any = AutoModel.from_pretrained(folder, add_pooling_layer=has_pooler)
     shape = StudentShape(
         layers=len(kept),
         hidden=config.hidden_size,
@@ -193,7 +195,7 @@ def student_from_encoder(
     return student
 
 
-def _copy_tower(tower: TextTower, base: BertModel, kept: Sequence[int]) -> None:
+def _copy_tower(tower: TextTower, base: Any, kept: Sequence[int]) -> None:
     pairs: list[tuple[nn.Module, Any]] = [
         (tower.word_embeddings, base.embeddings.word_embeddings),
         (tower.position_embeddings, base.embeddings.position_embeddings),
@@ -202,6 +204,7 @@ def _copy_tower(tower: TextTower, base: BertModel, kept: Sequence[int]) -> None:
     ]
     if tower.pooler is not None:
         pairs.append((tower.pooler, base.pooler.dense))
+    layer: Any
     for layer, number in zip(tower.layers, kept, strict=True):
         theirs = base.encoder.layer[number]
         pairs += [
@@ -236,7 +239,7 @@ class StudentScorer:
             student.load_state_dict(load_file(folder / "student.safetensors"))
             features = FeatureEncoder(FeatureSpec.from_json(info["features"])) if info["features"] else None
             return cls(student, TextEncoder(folder / "tokenizer.json", TextSpec.from_json(info["text"])), features)
-        except (OSError, KeyError, TypeError, RuntimeError) as e:
+        except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
             raise BundleError(f"{folder}: damaged student folder: {e}") from e
 
     def forward(self, table: TokenTable, hashed: HashedRows | None, rows: Rows) -> Tensor:

@@ -223,7 +223,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no request is left after cleaning"):
         labels_from_events(write_log(tmp_path / "empty", [act()]))
     (folder / "events.jsonl").unlink()
-    with pytest.raises(InputError, match="neither events.jsonl"):
+    with pytest.raises(InputError, match=r"neither events\.jsonl"):
         labels_from_events(folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -242,6 +243,17 @@ def test_both_forms_of_the_report_hold_every_finding(folder: Path) -> None:
     text.encode()
     assert all(str(one) in text for one in report.errors)
     assert text.splitlines()[-1] == "2 errors, 0 warnings"
+
+
+def test_every_code_is_in_the_documentation() -> None:
+    root = Path(__file__).resolve().parents[2]
+    codes: set[str] = set()
+    for name in ("validate", "check", "check_shop", "text_faults"):
+        source = (root / "training" / f"{name}.py").read_text(encoding="utf-8")
+        codes |= set(re.findall(r"""(?:error|warn|note)\(\s*"([a-z-]+)\"""", source))
+    told = set(re.findall(r"`([a-z-]+)`", (root / "docs" / "data.md").read_text(encoding="utf-8")))
+    assert {code for code, *_ in ERRORS + WARNINGS} <= codes
+    assert codes - told == set()
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""The reference engine is the oracle: it is right by itself, and ONNX Runtime agrees with it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fixtures_export import make_export, random_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgerec.builder import build_engine
+from edgerec.engine import Engine, open_engine
+from edgerec.engine.reference import erf, gelu
+from edgerec.types import Batch
+
+SHAPES = [(1, 16, True), (2, 32, True), (3, 64, False)]
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: f"{shape[0]} layers x {shape[1]}")
+def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Engine, bool]:
+    layers, hidden, features = request.param
+    root = tmp_path_factory.mktemp("agreement")
+    export = make_export(root / "export", layers=layers, hidden=hidden, features=features, seed=layers)
+    for backend in ("ort", "reference"):
+        build_engine(export, root / backend, backend=backend)
+    return open_engine(root / "ort"), open_engine(root / "reference"), features
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), rows=st.integers(1, 20), width=st.integers(5, 32))
+def test_onnxruntime_agrees_with_the_reference(engines: tuple[Engine, Engine, bool], seed: int, rows: int, width: int) -> None:
+    ort, reference, features = engines
+    batch = Batch(**random_rows(np.random.default_rng(seed), rows, vocab=110, features=features, width=width))
+    np.testing.assert_allclose(ort.run(batch), reference.run(batch), rtol=1e-4, atol=2e-5)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.floats(-20, 20))
+def test_erf_is_that_of_the_c_library(x: float) -> None:
+    assert abs(float(erf(np.array([x]))[0]) - math.erf(x)) < 1e-11
+
+
+def test_erf_at_the_ends() -> None:
+    values = erf(np.array([0.0, -0.0, 6.0, -6.0, np.inf, -np.inf, np.nan]))
+    np.testing.assert_allclose(values[:6], [0, 0, 1, -1, 1, -1], rtol=0, atol=1e-15)
+    assert math.isnan(values[6])
+
+
+def test_gelu_of_known_points() -> None:
+    np.testing.assert_allclose(gelu(np.array([0.0, 1.0, -1.0, 10.0])), [0, 0.8413447460685429, -0.15865525393145707, 10], atol=1e-11)
+
+
+def test_a_pooler_is_used_where_there_is_one(tmp_path: Path) -> None:
+    with_pooler = make_export(tmp_path / "a", pooler=True)
+    without = make_export(tmp_path / "b")
+    for name, export in (("a", with_pooler), ("b", without)):
+        build_engine(export, tmp_path / f"{name}-reference", backend="reference")
+        build_engine(export, tmp_path / f"{name}-ort")
+    batch = Batch(**random_rows(np.random.default_rng(0), 8, vocab=110, features=True))
+    logits = {name: open_engine(tmp_path / name).run(batch) for name in ("a-reference", "a-ort", "b-reference")}
+    np.testing.assert_allclose(logits["a-ort"], logits["a-reference"], rtol=0, atol=2e-5)
+    assert np.max(np.abs(logits["a-reference"] - logits["b-reference"])) > 0.1

@@ -1,0 +1,74 @@
+"""Pairs: what a split becomes, the order of training, forward passes without much padding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edgerec.training.data import load_dataset
+from edgerec.training.pairs import Pairs, TokenTable, epoch_batches, judged_pairs
+from fixtures_export import write_tokenizer
+from fixtures_tiny import write_shop
+
+from edgerec.errors import InputError
+from edgerec.text import TextEncoder, text_spec_from_tokenizer
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
+    shop = write_shop(tmp_path_factory.mktemp("pairs") / "shop")
+    return judged_pairs([load_dataset(shop)], "train", [{"q0": ["i00", "i33"], "q1": ["i34"]}])
+
+
+def test_labels_follow_the_grades_and_unjudged_pairs_are_nan(pairs: Pairs) -> None:
+    judged = ~np.isnan(pairs.label)
+    np.testing.assert_allclose(pairs.label[judged], (pairs.grade[judged] - 1) / 2)
+    assert np.array_equal(np.isnan(pairs.label), np.isnan(pairs.grade))
+
+
+def test_a_first_stage_pair_never_overwrites_a_judgement(pairs: Pairs) -> None:
+    assert int(np.isnan(pairs.label).sum()) == 1  # q0 judges all items, q1 only every second one: i34 is new to it
+
+
+def test_an_absent_split_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holdout"):
+        judged_pairs([load_dataset(write_shop(tmp_path / "shop"))], "holdout")
+
+
+def test_an_epoch_shows_every_row_as_often_as_passes_say(pairs: Pairs) -> None:
+    for passes, times in (({}, 1), ({"tiny": 3}, 3)):
+        batches = epoch_batches(pairs, batch_size=16, group_size=4, passes=passes, seed=5, epoch=0)
+        assert np.array_equal(np.bincount(np.concatenate(batches), minlength=len(pairs)), np.full(len(pairs), times))
+        assert max(map(len, batches)) <= 16
+
+
+def test_batches_depend_on_seed_and_epoch_only(pairs: Pairs) -> None:
+    def batches(seed: int, epoch: int) -> list[list[int]]:
+        return [b.tolist() for b in epoch_batches(pairs, batch_size=16, group_size=4, passes={}, seed=seed, epoch=epoch)]
+
+    assert batches(0, 1) == batches(0, 1)
+    assert batches(0, 1) != batches(0, 2)
+    assert batches(0, 1) != batches(1, 1)
+
+
+def test_passes_of_an_unknown_data_set_are_an_input_error(pairs: Pairs) -> None:
+    with pytest.raises(InputError, match="elsewhere"):
+        epoch_batches(pairs, batch_size=16, group_size=4, passes={"elsewhere": 2}, seed=0, epoch=0)
+
+
+def test_forward_passes_hold_every_row_once_with_its_own_tokens(pairs: Pairs, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "tokenizer.json")
+    spec = text_spec_from_tokenizer(tmp_path / "tokenizer.json", max_tokens=16, max_query_tokens=6, item_fields=["title"])
+    table = TokenTable(pairs, TextEncoder(tmp_path / "tokenizer.json", spec))
+    rows = np.arange(len(pairs))[::-1]
+    batches = table.forward_batches(rows, size=10)
+    assert sorted(np.concatenate([b.rows for b in batches]).tolist()) == list(range(len(pairs)))
+    for batch in batches:
+        for place, row in enumerate(batch.rows):
+            alone = table.forward_batches(rows[row : row + 1])[0]
+            length = int(alone.attention_mask[0].sum())
+            assert length == int(batch.attention_mask[place].sum()) <= 16
+            assert np.array_equal(batch.input_ids[place, :length], alone.input_ids[0, :length])
+            assert np.array_equal(batch.token_type_ids[place, :length], alone.token_type_ids[0, :length])
+            assert not batch.attention_mask[place, length:].any()

@@ -1,0 +1,213 @@
+"""Teacher, student, export: the same text scored by every form of one model; broken-off runs; refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from edgerec.training import loop
+from edgerec.training.config import LossSettings, Recipe, StudentSettings
+from edgerec.training.data import load_dataset
+from edgerec.training.distill import distill
+from edgerec.training.export import export_student
+from edgerec.training.student import StudentScorer, student_from_encoder
+from edgerec.training.teacher import Teacher, train_teacher
+from fixtures_tiny import tiny_recipe, write_base_model, write_shop
+
+from edgerec.errors import BundleError, EdgerecError, InputError
+
+DISTILL = LossSettings(bce=0.3, mse=0.5, margin_mse=0.5)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base_model(tmp_path_factory.mktemp("base") / "bert")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shop(tmp_path_factory.mktemp("data") / "shop")
+
+
+@pytest.fixture(scope="module")
+def teacher(base: Path, shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("teacher") / "teacher"
+    train_teacher([shop], str(base), tiny_recipe(), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def student(teacher: Path, shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("student") / "student"
+    distill(teacher, [shop], tiny_recipe(loss=DISTILL), out)
+    return out
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+def test_a_run_records_what_it_was_made_from(teacher: Path, shop: Path) -> None:
+    info = json.loads((teacher / "training.json").read_text())
+    assert info["kind"] == "teacher"
+    assert info["identity"]["data"] == {"tiny": load_dataset(shop).sha256}
+    assert info["steps"] == 6
+    assert info["dev"]["objective"] == max(h["objective"] for h in info["history"])
+    assert not teacher.with_name("teacher.run").exists()
+    assert list((teacher / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 5])
+def test_a_killed_run_resumed_gives_the_weights_of_an_unbroken_one(
+    base: Path, shop: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    from edgerec.training import teacher as module
+
+    whole = module._TeacherTask.losses
+    calls = 0
+
+    def dies(self: object, rows: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > killed_at:
+            raise KeyboardInterrupt
+        return whole(self, rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module._TeacherTask, "losses", dies)
+    out = tmp_path / "t"
+    with pytest.raises(KeyboardInterrupt):
+        train_teacher([shop], str(base), tiny_recipe(), out)
+    assert not out.exists()
+    monkeypatch.setattr(module._TeacherTask, "losses", whole)
+    with pytest.raises(InputError, match="resume"):
+        train_teacher([shop], str(base), tiny_recipe(), out)
+    train_teacher([shop], str(base), tiny_recipe(), out, resume=True)
+    ours, theirs = weights(out), weights(teacher)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(base: Path, shop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t"
+    run = loop.open_run(out, resume=False)
+    (run / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="damaged"):
+        train_teacher([shop], str(base), tiny_recipe(), out, resume=True)
+    loop._save_atomically({"identity": "another"}, run / "checkpoint.pt")
+    with pytest.raises(InputError, match="another recipe"):
+        train_teacher([shop], str(base), tiny_recipe(), out, resume=True)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(base: Path, shop: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    wild = replace(recipe, fit=replace(recipe.fit, learning_rate=1e30, clip_norm=1e30, eval_every=1, warmup=0.0))
+    with pytest.raises(EdgerecError, match="loss became nan"):
+        train_teacher([shop], str(base), wild, tmp_path / "t")
+    assert (tmp_path / "t.run" / "checkpoint.pt").exists()
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_k_class_head_scores_by_expected_gain(base: Path, shop: Path, tmp_path: Path) -> None:
+    train_teacher([shop], str(base), tiny_recipe(loss=LossSettings(bce=1.0, classes=3)), tmp_path / "t")
+    scores = Teacher.load(tmp_path / "t").score("red lamp", list(load_dataset(shop).items.values()))
+    assert scores.shape == (20,)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    with pytest.raises(InputError, match="K-class"):
+        export_student(tmp_path / "t", tmp_path / "e")
+
+
+def test_the_student_of_all_layers_scores_as_its_teacher(teacher: Path, shop: Path) -> None:
+    model = Teacher.load(teacher)
+    items = list(load_dataset(shop).items.values())
+    student = StudentScorer(student_from_encoder(teacher), model.encoder, None)
+    np.testing.assert_allclose(student.score("blue sofa", items), model.score("blue sofa", items), atol=1e-5)
+
+
+def test_scores_do_not_depend_on_the_other_items(student: Path, shop: Path) -> None:
+    scorer = StudentScorer.load(student)
+    items = list(load_dataset(shop).items.values())
+    together = scorer.score("green chair", items)
+    alone = np.concatenate([scorer.score("green chair", [item]) for item in items])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert scorer.score("green chair", []).shape == (0,)
+
+
+def test_teacher_scores_are_written_once_and_reused(teacher: Path, student: Path, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(list(student.parent.glob("teacher-scores-*.npz"))) == 1
+    monkeypatch.setattr(Teacher, "score_pairs", lambda *a, **k: pytest.fail("scored again"))
+    distill(teacher, [shop], tiny_recipe(loss=DISTILL), student.parent / "again")
+    ours, theirs = weights(student.parent / "again"), weights(student)
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_first_stage_pairs_are_scored_by_the_teacher_and_used(teacher: Path, shop: Path, tmp_path: Path) -> None:
+    settings = replace(tiny_recipe().student, unlabelled_per_query=15)
+    info = distill(teacher, [shop], tiny_recipe(loss=DISTILL, student=settings), tmp_path / "s")
+    assert info["pairs"]["unlabelled"] > 0
+
+
+@pytest.mark.parametrize("features", [True, False])
+def test_the_export_computes_what_the_student_computes(teacher: Path, shop: Path, tmp_path: Path, features: bool) -> None:
+    settings = replace(tiny_recipe().student, features=features, layers=())
+    distill(teacher, [shop], tiny_recipe(loss=DISTILL, student=settings), tmp_path / "s")
+    info = export_student(tmp_path / "s", tmp_path / "e", data=[shop])
+    assert info["export_check"]["max_abs_diff"] < 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "e" / "student.onnx"), providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    assert ("feature_ids" in names) is features
+    with np.load(tmp_path / "e" / "calibration.npz") as sample:
+        logits = session.run(["logits"], {name: sample[name] for name in names})[0]
+        np.testing.assert_allclose(logits, sample["logits"], atol=1e-4)
+        assert set(np.unique(sample["grades"])) <= {1.0, 2.0, 3.0}
+
+
+def test_the_last_layer_works_on_one_row_only(teacher: Path, tmp_path: Path) -> None:
+    import onnx
+
+    export_student(teacher, tmp_path / "e")
+    graph = onnx.load(tmp_path / "e" / "student.onnx").graph
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "e" / "student.onnx")).graph.value_info
+    }
+    gelu_rows = [shapes[n.output[0]][1] for n in graph.node if n.op_type == "Gelu"]
+    assert gelu_rows == [0, 1]  # 0 is the dynamic length: the first layer computes every row, the last only [CLS]
+
+
+@pytest.mark.parametrize(
+    "settings", [StudentSettings(layers=(7,)), StudentSettings(init="nowhere")], ids=["layers that do not exist", "no such encoder"]
+)
+def test_an_impossible_student_is_an_input_error(teacher: Path, shop: Path, tmp_path: Path, settings: StudentSettings) -> None:
+    with pytest.raises((InputError, FileNotFoundError)):
+        distill(teacher, [shop], tiny_recipe(loss=DISTILL, student=settings), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_wrong_folders_and_losses_are_refused(teacher: Path, student: Path, shop: Path, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no teacher"):
+        Teacher.load(student)
+    with pytest.raises(BundleError):
+        StudentScorer.load(teacher)
+    with pytest.raises(BundleError):
+        Teacher.load(base)
+    with pytest.raises(InputError, match="distillation needs"):
+        distill(teacher, [shop], tiny_recipe(), tmp_path / "s")
+    with pytest.raises(InputError, match="learns from judgements"):
+        train_teacher([shop], str(base), Recipe("x", loss=LossSettings(bce=0, mse=1)), tmp_path / "t")
+    with pytest.raises(InputError, match="exists already"):
+        train_teacher([shop], str(base), tiny_recipe(), teacher)
+    with pytest.raises(InputError, match="base-model"):
+        train_teacher([shop], str(tmp_path / "nothing"), tiny_recipe(), tmp_path / "t")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(student, damaged)
+    (damaged / "student.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(BundleError):
+        StudentScorer.load(damaged)
