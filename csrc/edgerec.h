@@ -299,7 +299,7 @@ edr_status edr_index_find(const uint64_t *keys, const int32_t *slots, int64_t ca
 #define EDR_TOPK_ROOM(k) (2 * (int64_t)(k) + 1024)
 
 /* The largest k, chosen so that EDR_TOPK_ROOM and byte counts cannot overflow. */
-#define EDR_TOPK_MAX_K ((int64_t)1 << 40)
+#define EDR_TOPK_MAX_K ((int64_t)1 << 44)
 
 /*
  * State of one selection. The caller owns it and the two buffers; its members are private.

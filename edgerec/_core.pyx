@@ -196,7 +196,7 @@ cdef class FeaturePlan:
             raise InputError(f"fields must be a sequence of (hashes, weights, offsets) tuples, got {type(fields).__name__}") from None
         count = len(held)
         if count < self.fields or count > MAX_FIELDS:
-            raise InputError(f"the templates use {self.fields} fields, got {count}; pass a (hashes, weights, offsets) tuple for each")
+            raise InputError(f"the templates use {self.fields} fields, and at most {MAX_FIELDS} are taken; got {count}")
         for i in range(count):
             _field(held[i], i, &c[i])
         cdef cnp.ndarray ids = _new2(n, self.f, cnp.NPY_INT32), weights = _new2(n, self.f, cnp.NPY_FLOAT32)

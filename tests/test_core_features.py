@@ -7,11 +7,13 @@ import struct
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edgerec import InputError
 from edgerec._core import FeaturePlan
 
 EMIT, COMMON, LEFT_ONLY, MATCH, CROSS = range(5)
@@ -123,3 +125,92 @@ def test_encode_is_what_the_format_says(
         expected_ids, expected_values = encode_slowly(templates, [sets[row] for sets in slow], buckets, slots)
         assert ids[i].tolist() == expected_ids
         assert values[i].tobytes() == np.array(expected_values, np.float32).tobytes()
+
+
+# ---- hostile input ----
+
+one_template = [(EMIT, 0, 0, 1)]
+good_field = (np.array([1, 2, 3], np.uint64), None, np.array([0, 1, 3], np.int64))
+
+
+@pytest.mark.parametrize("offsets", [[0, 2, 1], [-1, 1, 3], [0, 1, 4], [0, 2**62, 3], [0, 3, 2]])
+def test_offsets_that_lie_are_refused(offsets: list[int]) -> None:
+    field = (good_field[0], None, np.array(offsets, np.int64))
+    with pytest.raises(InputError, match="offsets"):
+        plan_of(one_template, 100, 4).encode([field], np.array([0, 1], np.int64))
+
+
+@pytest.mark.parametrize("row", [2, -1, 2**62, -(2**63)])
+def test_rows_outside_the_table_are_refused(row: int) -> None:
+    with pytest.raises(InputError, match=r"rows\[1\] = "):
+        plan_of(one_template, 100, 4).encode([good_field], np.array([0, row], np.int64))
+
+
+def test_weights_must_be_as_many_as_hashes() -> None:
+    with pytest.raises(InputError, match="3 hashes but 2 weights"):
+        plan_of(one_template, 100, 4).encode([(good_field[0], np.ones(2, np.float32), None)], np.zeros(1, np.int64))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        good_field[0],
+        (good_field[0], None),
+        [good_field[0], None, None],
+        (None, None, None),
+        (good_field[0].astype(np.int64), None, None),
+        (good_field[0], np.ones(3), None),
+        (good_field[0], None, np.zeros(0, np.int64)),
+        (good_field[0], None, np.array([0, 1, 3], np.int32)),
+        (good_field[0][::2], None, None),
+        (good_field[0].reshape(1, 3), None, None),
+        (good_field[0].astype(">u8"), None, None),
+    ],
+)
+def test_fields_of_a_wrong_kind_are_refused(field: object) -> None:
+    with pytest.raises(InputError, match=r"fields\[0\]"):
+        plan_of(one_template, 100, 4).encode([field], np.zeros(1, np.int64))  # type: ignore[list-item]
+
+
+def test_fields_must_be_enough_and_a_sequence() -> None:
+    plan = plan_of([(COMMON, 0, 2, 1)], 100, 4)
+    assert plan.fields == 3
+    with pytest.raises(InputError, match="use 3 fields, got 1"):
+        plan.encode([good_field], np.zeros(1, np.int64))
+    with pytest.raises(InputError, match="at most 256"):
+        plan.encode([good_field] * 257, np.zeros(1, np.int64))
+    with pytest.raises(InputError, match="sequence"):
+        plan.encode(7, np.zeros(1, np.int64))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("template", [(5, 0, 0, 1), (-1, 0, 0, 1), (EMIT, -1, 0, 1), (MATCH, 0, 256, 1), (MATCH, 0, 2**31 - 1, 1)])
+def test_templates_that_make_no_sense_are_refused(template: tuple[int, int, int, int]) -> None:
+    with pytest.raises(InputError):
+        plan_of([template], 100, 4)
+
+
+def test_too_many_templates_are_refused() -> None:
+    plan_of(one_template * 128, 100, 4)
+    with pytest.raises(InputError, match="at most 128"):
+        plan_of(one_template * 129, 100, 4)
+
+
+@pytest.mark.parametrize(("buckets", "slots"), [(0, 4), (2**31, 4), (10, -1), (10, 2**31), (1.5, 4), (10, None), (float("nan"), 4)])
+def test_sizes_out_of_range_are_refused(buckets: int, slots: int) -> None:
+    with pytest.raises(InputError, match=r"(buckets|slots) must be"):
+        plan_of(one_template, buckets, slots)
+
+
+def test_template_arrays_must_have_one_length() -> None:
+    i, u = np.zeros(2, np.int32), np.zeros(1, np.uint64)
+    with pytest.raises(InputError, match="one length"):
+        FeaturePlan(i, i, i, u, buckets=10, slots=4)
+
+
+def test_arguments_are_not_changed_and_may_be_read_only() -> None:
+    arrays = [np.array([5, 6, 7], np.uint64), np.array([1, -1, 2], np.float32), np.array([0, 2, 3], np.int64), np.array([1, 0], np.int64)]
+    before = [a.copy() for a in arrays]
+    for a in arrays:
+        a.flags.writeable = False
+    plan_of([(CROSS, 0, 0, 1), (MATCH, 0, 0, 2)], 100, 8).encode([(arrays[0], arrays[1], arrays[2])], arrays[3])
+    assert all(np.array_equal(a, b) for a, b in zip(arrays, before, strict=True))
