@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ C_TESTS = ROOT / "tests" / "csrc"
 def make(target: str, out: Path, rounds: int) -> dict[str, int]:
     """Run a target of tests/csrc/Makefile; the number of checks by program."""
     env = {key: value for key, value in os.environ.items() if key not in ("CFLAGS", "LDFLAGS", "LD_PRELOAD")}
-    command = ["make", "-C", str(C_TESTS), target, f"OUT={out}", f"ROUNDS={rounds}"]
+    command = ["make", "-j2", "-C", str(C_TESTS), target, f"OUT={out}", f"ROUNDS={rounds}"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     programs = re.findall(r"^== (\w+)", done.stdout, re.MULTILINE)
@@ -38,7 +39,7 @@ def test_every_c_source_has_a_test_and_every_test_says_how_to_compile_it() -> No
         assert "-fsanitize=address,undefined" in first, path
 
 
-def test_the_c_suite_passes_under_sanitizers(tmp_path: Path, record_property: pytest.RecordProperty) -> None:
+def test_the_c_suite_passes_under_sanitizers(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     counts = make("test", tmp_path, 6000)
     assert set(counts) == {path.stem.removeprefix("test_") for path in C_TESTS.glob("test_*.c")} | {"fuzz"}
     assert all(count > 0 for count in counts.values())

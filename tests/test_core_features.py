@@ -175,7 +175,7 @@ def test_fields_of_a_wrong_kind_are_refused(field: object) -> None:
 def test_fields_must_be_enough_and_a_sequence() -> None:
     plan = plan_of([(COMMON, 0, 2, 1)], 100, 4)
     assert plan.fields == 3
-    with pytest.raises(InputError, match="use 3 fields, got 1"):
+    with pytest.raises(InputError, match="use 3 fields, and at most 256 are taken; got 1"):
         plan.encode([good_field], np.zeros(1, np.int64))
     with pytest.raises(InputError, match="at most 256"):
         plan.encode([good_field] * 257, np.zeros(1, np.int64))

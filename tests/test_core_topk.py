@@ -54,7 +54,9 @@ def test_topk_is_what_sorting_gives(case: tuple[F32, Mask | None], k: int) -> No
 
 @settings(max_examples=200)
 @given(scored(), st.integers(0, 160), st.randoms(use_true_random=False), st.data())
-def test_the_answer_does_not_depend_on_how_the_stream_is_cut(case: tuple[F32, Mask | None], k: int, random: Any, data: st.DataObject) -> None:
+def test_the_answer_does_not_depend_on_how_the_stream_is_cut(
+    case: tuple[F32, Mask | None], k: int, random: Any, data: st.DataObject
+) -> None:
     scores, mask = case
     cuts = sorted(data.draw(st.lists(st.integers(0, len(scores)), max_size=6)))
     pieces = list(zip([0, *cuts], [*cuts, len(scores)], strict=True))
@@ -150,7 +152,16 @@ def test_memory_that_is_not_there_is_a_memory_error() -> None:
 
 @pytest.mark.parametrize(
     "scores",
-    [[1.0], np.zeros(3), np.zeros(3, np.float16), np.zeros((1, 3), np.float32), np.zeros(6, np.float32)[::2], np.zeros(3, ">f4"), None, np.float32(1)],
+    [
+        [1.0],
+        np.zeros(3),
+        np.zeros(3, np.float16),
+        np.zeros((1, 3), np.float32),
+        np.zeros(6, np.float32)[::2],
+        np.zeros(3, ">f4"),
+        None,
+        np.float32(1),
+    ],
 )
 def test_scores_must_be_a_float32_array(scores: Any) -> None:
     selection = TopK(2)
@@ -160,7 +171,9 @@ def test_scores_must_be_a_float32_array(scores: Any) -> None:
     assert selection.finish()[0].tolist() == []
 
 
-@pytest.mark.parametrize("mask", [[True, False, True], np.zeros(2, bool), np.zeros(4, np.uint8), np.zeros(3, np.int64), np.zeros(6, bool)[::2]])
+@pytest.mark.parametrize(
+    "mask", [[True, False, True], np.zeros(2, bool), np.zeros(4, np.uint8), np.zeros(3, np.int64), np.zeros(6, bool)[::2]]
+)
 def test_the_mask_must_fit_the_scores(mask: Any) -> None:
     with pytest.raises(InputError, match="mask must"):
         topk(np.zeros(3, np.float32), 2, mask)
