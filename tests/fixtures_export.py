@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
+
+from edgerec.engine.ort import ort
 
 Weights = dict[str, NDArray[np.float32]]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import onnxruntime as ort
-
+from ..engine.ort import ort
 from ..errors import BuildError
 
 # ONNX Runtime 1.32 runs its fused skip-LayerNorm on the CPU slower than Add and LayerNormalization: a 3-layer int8 student by 1.25 x.

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from .. import __version__
 from ..bundle import write_bundle
 from ..engine import Engine
 from ..engine.machine import cpu_flags
+from ..engine.ort import ort
 from ..engine.probe import PROBE
 from ..manifest import ENGINE_FILES, Manifest
 from .contract import Export

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..engine import Engine
+from ..engine.ort import ort
 from ..errors import BuildError
 from ..metrics import gain, ndcg
 from ..types import Batch

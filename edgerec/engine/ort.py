@@ -1,4 +1,7 @@
-"""The ONNX Runtime backend: fp32 and int8 on the CPU."""
+"""The ONNX Runtime backend: fp32 and int8 on the CPU.
+
+The one place that imports onnxruntime; the builder takes it from here, so that the import happens as the host would want it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..bundle import Manifest, read_file
@@ -17,6 +19,15 @@ from ..errors import EngineError
 from ..types import Batch
 from . import Limits
 from .machine import usable_cores
+
+# From version 1.29 on, importing onnxruntime starts a thread that sends usage data to its maker and keeps a device id on disk, unless this
+# is set before the import. A search server must not do that unasked; and a forked child that exits would wait for that thread for ever.
+# A host that wants it sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
+
+__all__ = ["OrtEngine", "ort"]
 
 _reopen_lock = threading.Lock()
 
