@@ -93,10 +93,10 @@ def build_engine(
         check_target(bundle, replace=replace)
         with clock.step("contract"):
             source = read_export(export)
+            reference = fp32_logits(source, tolerances.export)
         reduced = precision == "int8" and int8_saturates(cpu_flags(), platform.machine())
         engine = _engine(source, backend, precision, reduced, clock)
         with clock.step("parity"), tempfile.TemporaryDirectory() as folder:
-            reference = fp32_logits(source, tolerances.export)
             # The draft is loaded by the code that will serve it: what is measured is what will run.
             draft = Path(folder) / "draft"
             pack(draft, source, engine, backend=backend, precision=precision, parity={})

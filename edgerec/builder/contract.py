@@ -91,7 +91,7 @@ def read_export(folder: str | os.PathLike[str]) -> Export:
             calibration=_read_calibration(root, limits),
             limits=limits,
         )
-    except (BundleError, EngineError) as error:
+    except BundleError as error:
         raise BuildError(f"{error}; export the student again") from error
     return export
 
@@ -183,7 +183,10 @@ def _read_calibration(root: Path, limits: Limits) -> Calibration:
     what = f"{root}: calibration.npz"
     arrays = read_arrays(read_bytes(root / "calibration.npz"), what)
     batch = batch_from(arrays, what)
-    limits.check(batch)
+    try:
+        limits.check(batch)
+    except EngineError as error:
+        raise BuildError(f"{what} does not fit model.json: {error}; export the student again") from error
     if batch.size < 2 or (limits.buckets and not batch.feature_ids.shape[1]):
         raise BuildError(f"{what} has {batch.size} rows of {batch.feature_ids.shape[1]} features; export it from real rows")
     for name, kind in (("query_index", np.int32), ("grades", np.float32), ("logits", np.float32)):

@@ -83,23 +83,23 @@ class _Rewriter:
         self._constant(f"{name}.scale", scale[0])
         # Query, key and value read the same input: it is quantised once.
         if not any(done.op_type == "DynamicQuantizeLinear" and done.input[0] == x for done in self.nodes):
-            self._node("DynamicQuantizeLinear", [x], [f"{x}.uint8", f"{x}.scale", f"{x}.zero"])
-        self._node("MatMulInteger", [f"{x}.uint8", f"{name}.int8", f"{x}.zero"], [f"{result}.int32"])
-        self._cast(f"{result}.int32", f"{result}.float")
-        self._node("Mul", [f"{x}.scale", f"{name}.scale"], [f"{result}.scale"])
-        self._node("Mul", [f"{result}.float", f"{result}.scale"], [result])
+            self._node("DynamicQuantizeLinear", [x], [f"{x}.in_uint8", f"{x}.in_scale", f"{x}.in_zero"])
+        self._node("MatMulInteger", [f"{x}.in_uint8", f"{name}.int8", f"{x}.in_zero"], [f"{result}.int32"])
+        self._cast(f"{result}.int32", f"{result}.product")
+        self._node("Mul", [f"{x}.in_scale", f"{name}.scale"], [f"{result}.product_scale"])
+        self._node("Mul", [f"{result}.product", f"{result}.product_scale"], [result])
         self.products += 1
 
     def look_up(self, node: NodeProto, table: NDArray[np.float32]) -> None:
         """``table[i]`` becomes ``q(table)[i] * scale(table)[i]``; no product of 8-bit numbers, so all 8 bits are used."""
         name, ids, result = node.input[0], node.input[1], node.output[0]
         scale = _scale(table, axis=1, largest=127)
-        self._constant(f"{name}.int8", np.rint(table / scale).astype(np.int8))
-        self._constant(f"{name}.scale", scale)
-        self._node("Gather", [f"{name}.int8", ids], [f"{result}.int8"])
-        self._cast(f"{result}.int8", f"{result}.float")
-        self._node("Gather", [f"{name}.scale", ids], [f"{result}.scale"])
-        self._node("Mul", [f"{result}.float", f"{result}.scale"], [result])
+        self._constant(f"{name}.rows_int8", np.rint(table / scale).astype(np.int8))
+        self._constant(f"{name}.rows_scale", scale)
+        self._node("Gather", [f"{name}.rows_int8", ids], [f"{result}.row_int8"])
+        self._cast(f"{result}.row_int8", f"{result}.row")
+        self._node("Gather", [f"{name}.rows_scale", ids], [f"{result}.row_scale"])
+        self._node("Mul", [f"{result}.row", f"{result}.row_scale"], [result])
 
     def _constant(self, name: str, value: NDArray[np.generic]) -> None:
         self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
@@ -112,9 +112,9 @@ class _Rewriter:
 
 
 def _scale(weight: NDArray[np.float32], *, axis: int, largest: int) -> NDArray[np.float32]:
-    """Symmetric scales along an axis, kept as a dimension of 1; 1 where all weights are 0."""
+    """Symmetric scales along an axis, kept as a dimension of 1; 1 where all weights are 0, or so small that a scale would be."""
     peak = np.abs(weight).max(axis=axis, keepdims=True)
-    return np.where(peak > 0, peak / np.float32(largest), np.float32(1)).astype(np.float32)
+    return np.where(peak > 1e-30, peak / np.float32(largest), np.float32(1)).astype(np.float32)
 
 
 def _axis(node: NodeProto) -> int:

@@ -1,0 +1,191 @@
+"""The whole build: a bundle that serves, or a refusal that leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from fixtures_export import make_export, random_rows
+from onnx import numpy_helper
+
+from edgerec.builder import BuildReport, Tolerance, Tolerances, build_engine
+from edgerec.bundle import describe, read_json, verify_bundle
+from edgerec.engine import open_engine
+from edgerec.errors import BuildError
+from edgerec.types import Batch
+
+KINDS = [("ort", "fp32"), ("ort", "int8"), ("reference", "fp32")]
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_export(tmp_path_factory.mktemp("build") / "export")
+
+
+@pytest.fixture
+def own(export: Path, tmp_path: Path) -> Path:
+    """A copy of the export that a test may break."""
+    return Path(shutil.copytree(export, tmp_path / "in" / "export"))
+
+
+@pytest.mark.parametrize(("backend", "precision"), KINDS)
+@pytest.mark.parametrize("features", [True, False])
+def test_a_built_bundle_verifies_serves_and_says_how_well_it_matches(tmp_path: Path, backend: str, precision: str, features: bool) -> None:
+    export = make_export(tmp_path / "export", features=features)
+    report = build_engine(export, tmp_path / "bundle", backend=backend, precision=precision)
+    manifest = verify_bundle(tmp_path / "bundle")
+    assert (manifest.backend, manifest.precision, manifest.model_version) == (backend, precision, report.model_version)
+    assert report.model_version.startswith(f"tiny-l2-{precision}-")
+    assert read_json(tmp_path / "bundle", manifest, "parity.json") == report.parity.to_json()
+    assert report.parity.rows == 96
+    assert report.parity.queries == 8
+    assert report.parity.nan_count == 0
+    engine = open_engine(tmp_path / "bundle")
+    logits = engine.run(Batch(**random_rows(np.random.default_rng(5), 9, vocab=110, features=features)))
+    assert np.all(np.isfinite(logits))
+
+
+def test_the_report_is_plain_json(export: Path, tmp_path: Path) -> None:
+    report = build_engine(export, tmp_path / "bundle", precision="int8")
+    assert isinstance(report, BuildReport)
+    shown = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert shown["engine_bytes"] == (tmp_path / "bundle" / "engine.onnx").stat().st_size
+    assert set(shown["timings_s"]) == {"contract", "quantize", "compile", "parity", "pack"}
+    assert describe(tmp_path / "bundle")["parity"] == shown["parity"]
+
+
+@pytest.mark.parametrize(("backend", "precision"), KINDS)
+def test_the_same_export_gives_the_same_files_and_version(export: Path, tmp_path: Path, backend: str, precision: str) -> None:
+    for name in ("a", "b"):
+        build_engine(export, tmp_path / name, backend=backend, precision=precision)
+    a, b = verify_bundle(tmp_path / "a"), verify_bundle(tmp_path / "b")
+    assert a.model_version == b.model_version
+    assert a.files == b.files
+
+
+def test_the_version_follows_engine_features_and_tokenizer(export: Path, own: Path, tmp_path: Path) -> None:
+    base = build_engine(export, tmp_path / "base").model_version
+    assert build_engine(export, tmp_path / "int8", precision="int8").model_version != base
+    model = json.loads((own / "model.json").read_text())
+    model["features"]["seed"] = 1
+    (own / "model.json").write_text(json.dumps(model))
+    assert build_engine(own, tmp_path / "seed").model_version != base
+
+
+def test_a_tower_that_shares_content_shares_the_content_id(export: Path, tmp_path: Path) -> None:
+    for precision in ("fp32", "int8"):
+        build_engine(export, tmp_path / precision, precision=precision)
+    assert verify_bundle(tmp_path / "fp32").content_id == verify_bundle(tmp_path / "int8").content_id
+
+
+def test_int8_is_smaller_and_fp32_is_exact(tmp_path: Path) -> None:
+    export = make_export(tmp_path / "export", hidden=64)
+    fp32 = build_engine(export, tmp_path / "fp32")
+    int8 = build_engine(export, tmp_path / "int8", precision="int8")
+    assert int8.engine_bytes < 0.55 * fp32.engine_bytes
+    assert fp32.parity.max_abs_diff < 1e-4
+    assert 0 < int8.parity.mean_abs_diff < 0.1
+    assert int8.parity.batch_max_abs_diff > 0
+
+
+def test_the_fingerprint_says_where_and_with_what_it_was_built(export: Path, tmp_path: Path) -> None:
+    build_engine(export, tmp_path / "bundle")
+    fingerprint = verify_bundle(tmp_path / "bundle").fingerprint
+    assert {"machine", "os", "cpu_flags", "onnxruntime", "onnx", "numpy", "edgerec", "graph"} <= fingerprint.keys()
+
+
+def scramble(graph: Path) -> None:
+    """Permute the columns of every weight matrix: same shapes, same statistics, another function."""
+    model = onnx.load(graph)
+    rng = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2:
+            tensor.CopyFrom(numpy_helper.from_array(rng.permuted(numpy_helper.to_array(tensor), axis=1), tensor.name))
+    onnx.save(model, graph)
+
+
+@pytest.mark.parametrize(("backend", "precision"), KINDS)
+def test_a_model_with_scrambled_weights_is_refused(own: Path, tmp_path: Path, backend: str, precision: str) -> None:
+    scramble(own / "student.onnx")
+    with pytest.raises(BuildError, match=r"does not give the logits that calibration\.npz records"):
+        build_engine(own, tmp_path / "out" / "bundle", backend=backend, precision=precision)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_those_of_the_graph_are_refused(own: Path, tmp_path: Path) -> None:
+    other = make_export(tmp_path / "other", seed=9)
+    shutil.copy(other / "student.safetensors", own / "student.safetensors")
+    with pytest.raises(BuildError, match=r"reference engine of tiny-l2 does not match .*max \|dlogit\|.*No bundle was written"):
+        build_engine(own, tmp_path / "bundle", backend="reference")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_one_nan_in_the_weights_is_refused(own: Path, tmp_path: Path, precision: str) -> None:
+    model = onnx.load(own / "student.onnx")
+    tensor = next(t for t in model.graph.initializer if t.name == "head.weight.T")
+    values = numpy_helper.to_array(tensor).copy()
+    values[0, 0] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, own / "student.onnx")
+    with pytest.raises(BuildError, match="nan is above"):
+        build_engine(own, tmp_path / "bundle", precision=precision)
+
+
+def test_a_gate_out_of_reach_refuses_and_leaves_nothing(export: Path, tmp_path: Path) -> None:
+    strict = Tolerances(int8=Tolerance(max_abs_diff=1e-9, ndcg_drop=0.01, top_overlap=0.8, tau=0.9))
+    with pytest.raises(BuildError, match=r"max \|dlogit\|"):
+        build_engine(export, tmp_path / "bundle", precision="int8", tolerances=strict)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_existing_path_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(BuildError, match="bundle exists"):
+        build_engine(tmp_path / "no such export", tmp_path / "bundle")
+
+
+def test_replace_keeps_the_old_bundle_if_the_build_fails(export: Path, own: Path, tmp_path: Path) -> None:
+    built = build_engine(export, tmp_path / "bundle")
+    scramble(own / "student.onnx")
+    with pytest.raises(BuildError):
+        build_engine(own, tmp_path / "bundle", replace=True)
+    assert verify_bundle(tmp_path / "bundle").model_version == built.model_version
+    assert build_engine(export, tmp_path / "bundle", precision="int8", replace=True).precision == "int8"
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("ort", "fp64"), ("reference", "int8"), ("trt", "fp16"), ("", "")])
+def test_what_cannot_be_built_is_named_with_what_can(export: Path, tmp_path: Path, backend: str, precision: str) -> None:
+    with pytest.raises(BuildError, match=r"ort: fp32, int8; reference: fp32"):
+        build_engine(export, tmp_path / "bundle", backend=backend, precision=precision)
+
+
+def test_building_leaves_the_logging_of_the_host_alone(export: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    handlers, level = list(logging.root.handlers), logging.root.level
+    build_engine(export, tmp_path / "bundle", precision="int8")
+    assert (logging.root.handlers, logging.root.level) == (handlers, level)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_onnx_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['onnx'] = None\nimport edgerec.builder"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "MissingExtraError: onnx is not installed; run: pip install 'edgerec[build]'" in done.stderr
+
+
+def test_a_cpu_that_saturates_gets_seven_bit_weights(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgerec.builder.build.int8_saturates", lambda *_: True)
+    assert build_engine(export, tmp_path / "narrow", precision="int8").reduced_range is True
+    graph = onnx.load(tmp_path / "narrow" / "engine.onnx")
+    products = {name for node in graph.graph.node if "MatMul" in node.op_type for name in node.input}
+    weights = [numpy_helper.to_array(t) for t in graph.graph.initializer if t.data_type == onnx.TensorProto.INT8 and t.name in products]
+    assert weights
+    assert max(int(np.abs(w.astype(np.int32)).max()) for w in weights) == 63

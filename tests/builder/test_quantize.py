@@ -1,0 +1,101 @@
+"""Int8: what is quantised, how exactly, and what is left alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from fixtures_export import make_export
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper, numpy_helper
+
+from edgerec.builder.quantize import quantize_int8
+from edgerec.engine.ort import ort
+from edgerec.errors import BuildError
+
+
+def product(weight: np.ndarray) -> bytes:
+    """``logits = x @ W`` as a model."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", weight.shape[0]])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", weight.shape[1]])
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", [x], [y], [numpy_helper.from_array(weight, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+def table(weight: np.ndarray) -> bytes:
+    """A look-up and a product large enough to be quantised."""
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT32, ["rows"])
+    rows = helper.make_tensor_value_info("rows_out", TensorProto.FLOAT, ["rows", weight.shape[1]])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 64])
+    nodes = [helper.make_node("Gather", ["table", "ids"], ["rows_out"]), helper.make_node("MatMul", ["rows_out", "w"], ["y"])]
+    tensors = [numpy_helper.from_array(weight, "table"), numpy_helper.from_array(np.ones((weight.shape[1], 64), np.float32), "w")]
+    graph = helper.make_graph(nodes, "g", [ids], [rows, out], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+def run(graph: bytes, **inputs: np.ndarray) -> list[np.ndarray]:
+    return list(ort.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(None, inputs))
+
+
+floats = st.floats(-8, 8, width=32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(x=hnp.arrays(np.float32, (5, 32), elements=floats), weight=hnp.arrays(np.float32, (32, 32), elements=floats), narrow=st.booleans())
+def test_a_product_is_within_the_bound_of_its_rounding(x: np.ndarray, weight: np.ndarray, narrow: bool) -> None:
+    exact = x.astype(np.float64) @ weight
+    found = run(quantize_int8(product(weight), reduce_range=narrow), x=x)[0]
+    # Each factor is off by at most half a step; the zero point's rounding can push the input to a whole one.
+    step_x = (max(float(x.max()), 0.0) - min(float(x.min()), 0.0)) / 255
+    step_w = np.abs(weight).max(axis=0) / (63 if narrow else 127) / 2
+    bound = np.abs(weight).sum(axis=0)[None, :] * step_x + np.abs(x).sum(axis=1)[:, None] * step_w[None, :] + 32 * step_x * step_w[None, :]
+    assert np.all(np.abs(found - exact) <= 1.01 * bound + 1e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), spread=st.floats(0, 6))
+def test_a_table_row_is_within_half_a_step_of_its_own(seed: int, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    weight = (rng.standard_normal((1100, 16)) * np.exp(spread * rng.standard_normal((1100, 1)))).astype(np.float32)
+    weight[7] = 0
+    ids = np.array([0, 7, 1099, 500], np.int32)
+    found = run(quantize_int8(table(weight), reduce_range=True), ids=ids)[0]
+    step = np.abs(weight[ids]).max(axis=1, keepdims=True) / 127
+    assert np.all(np.abs(found - weight[ids]) <= 0.501 * step)
+    assert np.all(found[1] == 0)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-42])
+def test_weights_of_nothing_stay_nothing(value: float) -> None:
+    weight = np.full((32, 32), value, np.float32)
+    found = run(quantize_int8(product(weight), reduce_range=False), x=np.ones((3, 32), np.float32))[0]
+    assert np.all(found == 0)
+
+
+def test_what_is_quantised_in_a_student(tmp_path: Path) -> None:
+    export = make_export(tmp_path / "export", layers=2)
+    before = onnx.load(export / "student.onnx")
+    after = onnx.load_model_from_string(quantize_int8(before.SerializeToString(), reduce_range=False))
+    onnx.checker.check_model(after)
+    kinds = Counter(node.op_type for node in after.graph.node)
+    # Six products a layer; of the last layer too. Two input quantisations are shared by query, key and value.
+    assert kinds["MatMulInteger"] == 12
+    assert kinds["DynamicQuantizeLinear"] < 12
+    # Left alone: attention's own products (no constant), the head, the feature layer.
+    assert kinds["MatMul"] == 2 * 2 + 2
+    names = {tensor.name for tensor in after.graph.initializer}
+    assert "head.weight.T" in names
+    assert "tower.layers.0.query.weight.T" not in names
+    assert {value.name for value in after.graph.input} == {value.name for value in before.graph.input}
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (31, 32)])
+def test_a_graph_without_large_products_is_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(BuildError, match="precision fp32"):
+        quantize_int8(product(np.ones(shape, np.float32)), reduce_range=False)
