@@ -292,8 +292,9 @@ edr_status edr_index_find(const uint64_t *keys, const int32_t *slots, int64_t ca
  * memory speed. When too many scores of a block pass, the bar is first raised by a bound from the block itself: the
  * k-th largest of the maxima of m > k disjoint groups is at most the k-th largest score.
  *
- * Cost: O(n + k log k) for every input, because a selection (introselect) over k + c entries happens only after c
- * appends. Sorted-ascending input, the classic worst case of a threshold scan, is cheap by the group bound. */
+ * Cost: O(n + k log k), because a selection over k + c entries happens only after a number of appends in proportion;
+ * O(n log k) if every selection degenerates to its heapsort. Sorted-ascending input, the classic worst case of a
+ * threshold scan, is cheap by the group bound (up to k = 2000 or so; above, only the selection bounds the cost). */
 
 /* Entries that each of the two buffers must have for a given k. */
 #define EDR_TOPK_ROOM(k) (2 * (int64_t)(k) + 1024)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,10 @@ def le(x: int) -> bytes:
 
 def emissions(op: int, left: Set, right: Set, seed: int) -> list[tuple[int, np.float32]]:
     """What a template emits, as docs/formats.md words it."""
-    h = lambda data: xxhash.xxh64_intdigest(data, seed=seed)  # noqa: E731
+
+    def h(data: bytes) -> int:
+        return xxhash.xxh64_intdigest(data, seed=seed)
+
     in_right = {b for b, _ in right}
     if op == EMIT:
         return [(h(le(a)), np.float32(w)) for a, w in left]
@@ -208,7 +212,12 @@ def test_template_arrays_must_have_one_length() -> None:
 
 
 def test_arguments_are_not_changed_and_may_be_read_only() -> None:
-    arrays = [np.array([5, 6, 7], np.uint64), np.array([1, -1, 2], np.float32), np.array([0, 2, 3], np.int64), np.array([1, 0], np.int64)]
+    arrays: list[Any] = [
+        np.array([5, 6, 7], np.uint64),
+        np.array([1, -1, 2], np.float32),
+        np.array([0, 2, 3], np.int64),
+        np.array([1, 0], np.int64),
+    ]
     before = [a.copy() for a in arrays]
     for a in arrays:
         a.flags.writeable = False
