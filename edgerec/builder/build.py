@@ -20,7 +20,7 @@ from .compile import compile_graph
 from .contract import Export, read_export
 from .pack import pack, probe
 from .parity import Parity, Tolerances, fp32_logits, measure
-from .quantize import quantize_int8
+from .quantize import ACTIVATIONS, quantize_int8
 from .weights import reference_engine
 
 SUPPORTED = {"ort": ("fp32", "int8"), "reference": ("fp32",)}
@@ -67,6 +67,7 @@ def build_engine(
     *,
     backend: str = "ort",
     precision: str = "fp32",
+    activations: str = "batch",
     tolerances: Tolerances | None = None,
     replace: bool = False,
 ) -> BuildReport:
@@ -78,6 +79,8 @@ def build_engine(
     bundle : folder to write; must not exist, unless ``replace`` is given and it is a bundle.
     backend : ``ort`` (ONNX Runtime) or ``reference`` (numpy, slow, the oracle).
     precision : ``fp32``; for ``ort`` also ``int8``.
+    activations : for int8, what shares one activation scale: ``batch`` (faster) or ``token`` (closer to fp32, and a row's logit does not
+        depend on its batch); see `edgerec.builder.quantize.quantize_int8`.
     tolerances : the parity gates; default `Tolerances`.
 
     Raises
@@ -88,6 +91,8 @@ def build_engine(
     if precision not in SUPPORTED.get(backend, ()):
         known = "; ".join(f"{name}: {', '.join(precisions)}" for name, precisions in SUPPORTED.items())
         raise BuildError(f"backend {backend!r} with precision {precision!r} cannot be built; the builder knows {known}")
+    if activations not in ACTIVATIONS:
+        raise BuildError(f"activations is {activations!r}, expected one of {', '.join(ACTIVATIONS)}")
     clock = _Clock()
     try:
         check_target(bundle, replace=replace)
@@ -95,7 +100,7 @@ def build_engine(
             source = read_export(export)
             reference = fp32_logits(source, tolerances.export)
         reduced = precision == "int8" and int8_saturates(cpu_flags(), platform.machine())
-        engine = _engine(source, backend, precision, reduced, clock)
+        engine = _engine(source, backend, precision, clock, reduce_range=reduced, activations=activations)
         with clock.step("parity"), tempfile.TemporaryDirectory() as folder:
             # The draft is loaded by the code that will serve it: what is measured is what will run.
             draft = Path(folder) / "draft"
@@ -123,14 +128,14 @@ def build_engine(
     )
 
 
-def _engine(export: Export, backend: str, precision: str, reduced: bool, clock: _Clock) -> bytes:
+def _engine(export: Export, backend: str, precision: str, clock: _Clock, *, reduce_range: bool, activations: str) -> bytes:
     if backend == "reference":
         with clock.step("compile"):
             return reference_engine(export)
     graph = export.graph
     if precision == "int8":
         with clock.step("quantize"):
-            graph = quantize_int8(graph, reduce_range=reduced)
+            graph = quantize_int8(graph, reduce_range=reduce_range, activations=activations)
     with clock.step("compile"):
         return compile_graph(graph)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ from .contract import Calibration, Export
 CUTOFF = 10
 _ROWS = 32
 _PROBE_ROWS = 16
+# Logits closer than this share of their spread are the same but for rounding: twins in the sample would swap freely.
+_SAME = 1e-4
 Floats = NDArray[np.float32]
 
 
@@ -31,7 +34,7 @@ class Tolerance:
     max_abs_diff : largest difference of a logit; infinity where the ranking measures decide alone.
     ndcg_drop : how much of the mean nDCG@10 of the calibration queries may be lost.
     top_overlap : least mean share of the fp32 top rows that the built engine also puts on top.
-    tau : least mean Kendall tau between the two orders.
+    tau : least Kendall tau between the two orders.
     """
 
     max_abs_diff: float
@@ -68,7 +71,8 @@ class Parity:
     max_abs_diff, mean_abs_diff : built engine against exported graph, logits.
     batch_max_abs_diff : the built engine against itself, rows alone against rows in company.
     nan_count : logits of the built engine that are NaN or infinite.
-    top_overlap, tau : means over queries; top is the better half of a query's rows, at most 10. 1 if no query has two rows.
+    top_overlap : mean over queries; top is the better half of a query's rows, at most 10. 1 if no query has two rows.
+    tau : Kendall's, over all pairs within queries but those that fp32 tells apart by rounding only. 1 if there is none.
     ndcg_fp32, ndcg_built : mean nDCG@10 over the queries whose grades allow it; None if none does.
     probe_tolerance : how far a probe logit may be off when the bundle is loaded.
     """
@@ -152,6 +156,7 @@ def measure(engine: Engine, calibration: Calibration, reference: Floats, *, grad
     finite = np.isfinite(built)
     queries = [rows for rows in _groups(calibration.query_index) if len(rows) > 1]
     worst = _max_abs(built, reference)
+    rounding = _SAME * float(np.std(reference))
     judged = [(reference[rows], built[rows], calibration.grades[rows]) for rows in queries]
     ndcgs = [(_ndcg(fp32, grades, grade_min), _ndcg(other, grades, grade_min)) for fp32, other, grades in judged]
     defined = np.asarray([pair for pair in ndcgs if not math.isnan(pair[0])], np.float64).reshape(-1, 2)
@@ -164,7 +169,7 @@ def measure(engine: Engine, calibration: Calibration, reference: Floats, *, grad
         batch_max_abs_diff=_max_abs(alone, built[probe_rows(batch.size)]),
         nan_count=int(np.count_nonzero(~finite)),
         top_overlap=float(np.mean([_overlap(a, b) for a, b, _ in judged])) if judged else 1.0,
-        tau=float(np.mean([_tau(a, b) for a, b, _ in judged])) if judged else 1.0,
+        tau=_tau([(a, b) for a, b, _ in judged], rounding),
         ndcg_fp32=float(defined[:, 0].mean()) if len(defined) else None,
         ndcg_built=float(defined[:, 1].mean()) if len(defined) else None,
         # Another CPU may differ from this one by no more than this engine differs from fp32, and rounding never counts.
@@ -220,11 +225,17 @@ def _overlap(left: Floats, right: Floats) -> float:
     return len(np.intersect1d(np.argsort(-left, kind="stable")[:k], np.argsort(-right, kind="stable")[:k])) / k
 
 
-def _tau(left: Floats, right: Floats) -> float:
-    """Kendall's tau-a over the pairs that fp32 does not tie; 1 if there is none."""
-    a, b = (np.sign(x[:, None] - x[None, :])[np.triu_indices(len(x), 1)] for x in (left, right))
-    decided = a != 0
-    return float(np.mean((a * b)[decided])) if decided.any() else 1.0
+def _tau(lists: Sequence[tuple[Floats, Floats]], rounding: float = 0.0) -> float:
+    """Kendall's tau-a over all pairs within the lists that the left side tells apart by more than ``rounding``; 1 if there is none.
+
+    Over pairs, not a mean over lists: a list of two rows is all right or all wrong, and would count as much as one of thirty.
+    """
+    signs = [np.zeros(0)]
+    for left, right in lists:
+        a, b = ((x[:, None] - x[None, :])[np.triu_indices(len(x), 1)] for x in (left, right))
+        signs.append((np.sign(a) * np.sign(b))[np.abs(a) > rounding])
+    pairs = np.concatenate(signs)
+    return float(pairs.mean()) if len(pairs) else 1.0
 
 
 def _ndcg(scores: Floats, grades: Floats, grade_min: float) -> float:

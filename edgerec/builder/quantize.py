@@ -23,16 +23,21 @@ _MIN_WEIGHTS = 1024
 _MIN_ROWS = 1024
 
 
-def quantize_int8(graph: bytes, *, reduce_range: bool) -> bytes:
+ACTIVATIONS = ("batch", "token")
+
+
+def quantize_int8(graph: bytes, *, reduce_range: bool, activations: str = "batch") -> bytes:
     """Quantise an fp32 model: products with constant weights, and large embedding tables.
 
-    A weight matrix [in, out] gets one scale a column, an embedding table [V, H] one a row, both symmetric. The input of a product gets
-    one scale and zero point for the whole batch, at run time: a row's logit depends a little on its batch. Products after the [CLS] row
+    A weight matrix [in, out] gets one scale a column, an embedding table [V, H] one a row, both symmetric. Products after the [CLS] row
     was taken (``Gemm``) run once a row, not once a token, and stay fp32.
 
     Parameters
     ----------
     graph : an fp32 ONNX model.
+    activations : how the input of a product is scaled at run time. ``batch``: one scale and zero point for all tokens of the batch; fast,
+        but a row's logit depends a little on its company, and one token with a large value costs all others precision. ``token``: the
+        values of each token are first moved to 0 .. 1; a logit then depends on its own row alone, and is several times closer to fp32.
     reduce_range : use 7 bits in products, for a CPU whose 8-bit ones saturate; see `edgerec.engine.machine.int8_saturates`.
 
     Raises
@@ -41,7 +46,7 @@ def quantize_int8(graph: bytes, *, reduce_range: bool) -> bytes:
     """
     model = onnx.load_model_from_string(graph)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    rewriter = _Rewriter(127 if not reduce_range else 63)
+    rewriter = _Rewriter(63 if reduce_range else 127, by_token=activations == "token")
     for node in model.graph.node:
         place = {"MatMul": 1, "Gather": 0}.get(node.op_type)
         tensor = weights.get(node.input[place]) if place is not None else None
@@ -69,26 +74,54 @@ def quantize_int8(graph: bytes, *, reduce_range: bool) -> bytes:
 class _Rewriter:
     """Collects the new graph's nodes in order, and its new initializers by name."""
 
-    def __init__(self, largest: int) -> None:
+    def __init__(self, largest: int, *, by_token: bool) -> None:
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
         self.products = 0
-        self._largest = largest
+        self._largest, self._by_token = largest, by_token
+        self._quantised: set[str] = set()
 
     def product(self, node: NodeProto, weight: NDArray[np.float32]) -> None:
-        """``x @ W`` becomes ``(q(x) @ q(W)) * (scale(x) * scale(W))``; ONNX Runtime fuses the five nodes into one or two."""
+        """``x @ W`` becomes ``(q(x) @ q(W)) * (scale(x) * scale(W))``; ONNX Runtime fuses the five nodes into one or two.
+
+        By token, x is ``least + range * u`` with u in 0 .. 1, so ``x @ W = range * (u @ W) + least * (column sums of W)``.
+        """
         x, name, result = node.input[0], node.input[1], node.output[0]
         scale = _scale(weight, axis=0, largest=self._largest)
-        self._constant(f"{name}.int8", np.rint(weight / scale).astype(np.int8))
+        rounded = np.rint(weight / scale).astype(np.int8)
+        self._constant(f"{name}.int8", rounded)
         self._constant(f"{name}.scale", scale[0])
         # Query, key and value read the same input: it is quantised once.
-        if not any(done.op_type == "DynamicQuantizeLinear" and done.input[0] == x for done in self.nodes):
-            self._node("DynamicQuantizeLinear", [x], [f"{x}.in_uint8", f"{x}.in_scale", f"{x}.in_zero"])
+        if x not in self._quantised:
+            self._quantised.add(x)
+            self._quantise_input(x)
         self._node("MatMulInteger", [f"{x}.in_uint8", f"{name}.int8", f"{x}.in_zero"], [f"{result}.int32"])
         self._cast(f"{result}.int32", f"{result}.product")
         self._node("Mul", [f"{x}.in_scale", f"{name}.scale"], [f"{result}.product_scale"])
-        self._node("Mul", [f"{result}.product", f"{result}.product_scale"], [result])
+        unit = f"{result}.unit" if self._by_token else result
+        self._node("Mul", [f"{result}.product", f"{result}.product_scale"], [unit])
+        if self._by_token:
+            self._constant(f"{name}.sums", (rounded.sum(axis=0, dtype=np.float64) * scale[0]).astype(np.float32))
+            self._node("Mul", [unit, f"{x}.in_range"], [f"{result}.ranged"])
+            self._node("Mul", [f"{x}.in_least", f"{name}.sums"], [f"{result}.shift"])
+            self._node("Add", [f"{result}.ranged", f"{result}.shift"], [result])
         self.products += 1
+
+    def _quantise_input(self, x: str) -> None:
+        source = x
+        if self._by_token:
+            self._constant("last_axis", np.array([-1], np.int64))
+            # A token whose values are all equal has range 0: any positive divisor gives the right u, 0.
+            self._constant("least_range", np.float32(1e-30))
+            self._node("ReduceMin", [x, "last_axis"], [f"{x}.in_least"])
+            self._node("ReduceMax", [x, "last_axis"], [f"{x}.in_most"])
+            self._node("Sub", [f"{x}.in_most", f"{x}.in_least"], [f"{x}.in_spread"])
+            self._node("Max", [f"{x}.in_spread", "least_range"], [f"{x}.in_range"])
+            self._node("Sub", [x, f"{x}.in_least"], [f"{x}.in_moved"])
+            source = f"{x}.in_unit"
+            self._node("Div", [f"{x}.in_moved", f"{x}.in_range"], [source])
+        # By token the batch's least and largest value are 0 and 1 whatever is in it, and this scale is a constant, 1 / 255.
+        self._node("DynamicQuantizeLinear", [source], [f"{x}.in_uint8", f"{x}.in_scale", f"{x}.in_zero"])
 
     def look_up(self, node: NodeProto, table: NDArray[np.float32]) -> None:
         """``table[i]`` becomes ``q(table)[i] * scale(table)[i]``; no product of 8-bit numbers, so all 8 bits are used."""
@@ -101,8 +134,8 @@ class _Rewriter:
         self._node("Gather", [f"{name}.rows_scale", ids], [f"{result}.row_scale"])
         self._node("Mul", [f"{result}.row", f"{result}.row_scale"], [result])
 
-    def _constant(self, name: str, value: NDArray[np.generic]) -> None:
-        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+    def _constant(self, name: str, value: NDArray[np.generic] | np.float32) -> None:
+        self.initializers[name] = numpy_helper.from_array(np.asarray(value), name)
 
     def _node(self, kind: str, inputs: list[str], outputs: list[str]) -> None:
         self.nodes.append(helper.make_node(kind, inputs, outputs, name=f"{kind}.{outputs[0]}"))

@@ -96,6 +96,14 @@ def test_int8_is_smaller_and_fp32_is_exact(tmp_path: Path) -> None:
     assert int8.parity.batch_max_abs_diff > 0
 
 
+def test_int8_by_token_is_closer_and_knows_no_company(export: Path, tmp_path: Path) -> None:
+    batch, token = (build_engine(export, tmp_path / kind, precision="int8", activations=kind).parity for kind in ("batch", "token"))
+    assert token.mean_abs_diff < batch.mean_abs_diff
+    assert token.batch_max_abs_diff < 1e-4 < batch.batch_max_abs_diff
+    with pytest.raises(BuildError, match="expected one of batch, token"):
+        build_engine(export, tmp_path / "x", precision="int8", activations="row")
+
+
 def test_the_fingerprint_says_where_and_with_what_it_was_built(export: Path, tmp_path: Path) -> None:
     build_engine(export, tmp_path / "bundle")
     fingerprint = verify_bundle(tmp_path / "bundle").fingerprint

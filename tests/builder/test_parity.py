@@ -44,12 +44,16 @@ def test_tau_is_the_balance_of_pairs(left: NDArray[np.float32], data: st.DataObj
     right = data.draw(hnp.arrays(np.float32, len(left), elements=st.sampled_from([-1.0, 0.0, 0.5, 2.0, 3.0])))
     pairs = [(a, b) for a, b in combinations(range(len(left)), 2) if left[a] != left[b]]
     balance = sum(int(np.sign((left[a] - left[b]) * (right[a] - right[b]))) for a, b in pairs)
-    assert _tau(left, right) == pytest.approx(balance / len(pairs) if pairs else 1.0)
+    assert _tau([(left, right)]) == pytest.approx(balance / len(pairs) if pairs else 1.0)
 
 
 def test_tau_and_overlap_at_their_ends() -> None:
     up = np.arange(40, dtype=np.float32)
-    assert (_tau(up, up), _tau(up, -up)) == (1.0, -1.0)
+    assert (_tau([(up, up)]), _tau([(up, -up)])) == (1.0, -1.0)
+    assert _tau([(up, up), (up[:2], -up[:2])]) == pytest.approx((780 - 1) / 781)
+    assert _tau([]) == 1.0
+    twins = np.array([0.0, 1e-6, 1.0], np.float32)
+    assert (_tau([(twins, twins[[1, 0, 2]])], 1e-5), _tau([(twins, twins[[1, 0, 2]])])) == (1.0, pytest.approx(1 / 3))
     assert (_overlap(up, up), _overlap(up, -up)) == (1.0, 0.0)
     assert _overlap(up, np.roll(up, 5)) == 0.5
 

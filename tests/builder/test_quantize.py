@@ -46,16 +46,33 @@ def run(graph: bytes, **inputs: np.ndarray) -> list[np.ndarray]:
 floats = st.floats(-8, 8, width=32)
 
 
-@settings(max_examples=40, deadline=None)
-@given(x=hnp.arrays(np.float32, (5, 32), elements=floats), weight=hnp.arrays(np.float32, (32, 32), elements=floats), narrow=st.booleans())
-def test_a_product_is_within_the_bound_of_its_rounding(x: np.ndarray, weight: np.ndarray, narrow: bool) -> None:
+@settings(max_examples=60, deadline=None)
+@given(
+    x=hnp.arrays(np.float32, (5, 32), elements=floats),
+    weight=hnp.arrays(np.float32, (32, 32), elements=floats),
+    narrow=st.booleans(),
+    activations=st.sampled_from(["batch", "token"]),
+)
+def test_a_product_is_within_the_bound_of_its_rounding(x: np.ndarray, weight: np.ndarray, narrow: bool, activations: str) -> None:
     exact = x.astype(np.float64) @ weight
-    found = run(quantize_int8(product(weight), reduce_range=narrow), x=x)[0]
+    found = run(quantize_int8(product(weight), reduce_range=narrow, activations=activations), x=x)[0]
     # Each factor is off by at most half a step; the zero point's rounding can push the input to a whole one.
-    step_x = (max(float(x.max()), 0.0) - min(float(x.min()), 0.0)) / 255
-    step_w = np.abs(weight).max(axis=0) / (63 if narrow else 127) / 2
-    bound = np.abs(weight).sum(axis=0)[None, :] * step_x + np.abs(x).sum(axis=1)[:, None] * step_w[None, :] + 32 * step_x * step_w[None, :]
+    if activations == "batch":
+        step_x = np.full((5, 1), (max(float(x.max()), 0.0) - min(float(x.min()), 0.0)) / 255)
+    else:
+        step_x = (x.max(axis=1, keepdims=True) - x.min(axis=1, keepdims=True)) / 255
+    step_w = np.abs(weight).max(axis=0)[None, :] / (63 if narrow else 127) / 2
+    bound = np.abs(weight).sum(axis=0)[None, :] * step_x + np.abs(x).sum(axis=1)[:, None] * step_w + 32 * step_x * step_w
     assert np.all(np.abs(found - exact) <= 1.01 * bound + 1e-3)
+
+
+def test_by_token_a_row_does_not_feel_its_company() -> None:
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((64, 64)).astype(np.float32), rng.standard_normal((4, 64)).astype(np.float32)
+    loud = np.concatenate([x, 1000 * x[:1]])
+    by_batch, by_token = (quantize_int8(product(weight), reduce_range=False, activations=kind) for kind in ("batch", "token"))
+    np.testing.assert_allclose(run(by_token, x=loud)[0][:4], run(by_token, x=x)[0], rtol=1e-5, atol=1e-5)
+    assert np.max(np.abs(run(by_batch, x=loud)[0][:4] - x @ weight)) > 10 * np.max(np.abs(run(by_token, x=loud)[0][:4] - x @ weight))
 
 
 @settings(max_examples=15, deadline=None)

@@ -14,22 +14,24 @@ from edgerec.builder import build_engine
 class Case:
     """One way to serve the small student.
 
-    ``company`` is how far a logit may move when its row is scored in another batch. Dynamic int8 has one activation scale a batch; its
-    bound is half of the logits' own spread (about 0.4), so that it fails when rows are mixed up, and fp32's is rounding.
+    ``company`` is how far a logit may move when its row is scored in another batch. Int8 by batch has one activation scale a batch; its
+    bound is half of the logits' own spread (about 0.4), so that it fails when rows are mixed up, and that of the others is rounding.
     """
 
     backend: str
     precision: str
     features: bool
     company: float
+    activations: str = "batch"
 
     def build(self, root: Path) -> Path:
         """An export and its bundle; returns the bundle."""
-        build_engine(make_export(root / "export", features=self.features), root / "bundle", backend=self.backend, precision=self.precision)
+        export = make_export(root / "export", features=self.features)
+        build_engine(export, root / "bundle", backend=self.backend, precision=self.precision, activations=self.activations)
         return root / "bundle"
 
     def __str__(self) -> str:
-        return f"{self.backend}-{self.precision}-{'features' if self.features else 'plain'}"
+        return f"{self.backend}-{self.precision}-{self.activations}-{'features' if self.features else 'plain'}"
 
 
 CASES = [
@@ -37,6 +39,8 @@ CASES = [
     Case("ort", "fp32", False, 1e-5),
     Case("ort", "int8", True, 0.2),
     Case("ort", "int8", False, 0.2),
+    Case("ort", "int8", True, 1e-4, activations="token"),
+    Case("ort", "int8", False, 1e-4, activations="token"),
     Case("reference", "fp32", True, 1e-6),
     Case("reference", "fp32", False, 1e-6),
 ]
