@@ -156,6 +156,7 @@ def measure(engine: Engine, calibration: Calibration, reference: Floats, *, grad
     finite = np.isfinite(built)
     queries = [rows for rows in _groups(calibration.query_index) if len(rows) > 1]
     worst = _max_abs(built, reference)
+    mean = float(np.mean(np.abs(built - reference)[finite])) if finite.any() else math.nan
     rounding = _SAME * float(np.std(reference))
     judged = [(reference[rows], built[rows], calibration.grades[rows]) for rows in queries]
     ndcgs = [(_ndcg(fp32, grades, grade_min), _ndcg(other, grades, grade_min)) for fp32, other, grades in judged]
@@ -165,15 +166,15 @@ def measure(engine: Engine, calibration: Calibration, reference: Floats, *, grad
         queries=len(queries),
         export_max_abs_diff=_max_abs(reference, calibration.logits),
         max_abs_diff=worst,
-        mean_abs_diff=float(np.mean(np.abs(built - reference)[finite])) if finite.any() else math.nan,
+        mean_abs_diff=mean,
         batch_max_abs_diff=_max_abs(alone, built[probe_rows(batch.size)]),
         nan_count=int(np.count_nonzero(~finite)),
         top_overlap=float(np.mean([_overlap(a, b) for a, b, _ in judged])) if judged else 1.0,
         tau=_tau([(a, b) for a, b, _ in judged], rounding),
         ndcg_fp32=float(defined[:, 0].mean()) if len(defined) else None,
         ndcg_built=float(defined[:, 1].mean()) if len(defined) else None,
-        # Another CPU may differ from this one by no more than this engine differs from fp32, and rounding never counts.
-        probe_tolerance=max(1e-3, worst) if math.isfinite(worst) else 1e-3,
+        # Another CPU rounds otherwise in places: it may differ from this one by a few times what this engine differs from fp32, no more.
+        probe_tolerance=max(1e-3, 4 * mean) if math.isfinite(mean) else 1e-3,
     )
 
 
