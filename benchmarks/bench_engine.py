@@ -27,7 +27,11 @@ from edgerec.engine import open_engine
 from edgerec.engine.ort import ort
 from edgerec.types import Batch
 
-BUNDLES: dict[str, dict[str, Any]] = {"fp32": {}, "int8": {"precision": "int8"}, "int8 by token": {"precision": "int8", "activations": "token"}}
+BUNDLES: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "int8": {"precision": "int8"},
+    "int8 by token": {"precision": "int8", "activations": "token"},
+}
 # Gates are not the question here: a student that fails them is measured all the same.
 OPEN = Tolerances(int8=Tolerance(max_abs_diff=float("inf"), ndcg_drop=1.0, top_overlap=0.0, tau=-1.0))
 LOADS = 7
