@@ -17,6 +17,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # Tests and the demo read weights from local folders only.
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# onnxruntime uploads telemetry from its import on, unless told not to.
+export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: help setup core lint types test check demo bench dist clean
 .DEFAULT_GOAL := help

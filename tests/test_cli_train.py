@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from fixtures_export import write_tokenizer
@@ -59,6 +60,7 @@ def ok(*words: object) -> Result:
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every folder of the main job, made by the commands in order."""
+    import torch
     from transformers import BertConfig, BertModel
 
     work = tmp_path_factory.mktemp("job")
@@ -67,6 +69,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocab = write_tokenizer(base / "tokenizer.json")
     (base / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "model_max_length": 64}', encoding="utf-8")
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 64}
+    torch.manual_seed(1)
     BertModel(BertConfig(vocab_size=vocab, **sizes)).save_pretrained(base)
     (work / "teacher.toml").write_text(TEACHER, encoding="utf-8")
     (work / "student.toml").write_text(STUDENT, encoding="utf-8")
@@ -84,8 +87,20 @@ def test_the_table_has_a_row_for_every_stage(work: Path) -> None:
     ok("evaluate", "--data", work / "shop", "--split", "dev", *models, "--json", work / "table.json")
     rows = json.loads((work / "table.json").read_text(encoding="utf-8"))["rows"]
     assert [row["name"] for row in rows] == ["no rerank", "BM25", "teacher", "student", "bundle"]
-    # The bundle is the student, in another engine: fp32 loses nothing.
-    assert rows[4]["ndcg"]["value"] == pytest.approx(rows[3]["ndcg"]["value"], abs=0.05)
+
+
+def test_an_fp32_bundle_scores_text_as_the_student_does(work: Path) -> None:
+    """Logits, not nDCG: a student this little trained has scores so close that rounding alone reorders them."""
+    from edgerec.training.data import load_dataset
+    from edgerec.training.student import StudentScorer
+
+    from edgerec import Ranker
+
+    shop, student = load_dataset(work / "shop"), StudentScorer.load(work / "student")
+    with Ranker.open(work / "bundle") as ranker:
+        for query_id, grades in shop.qrels["dev"].items():
+            query, items = shop.queries[query_id], [shop.items[item_id] for item_id in grades]
+            np.testing.assert_allclose(ranker.score(query, items), student.score(query, items), rtol=0, atol=1e-6)
 
 
 def test_the_student_ranks_in_process_through_its_catalogue(work: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -146,6 +145,10 @@ def _export_onnx(model: nn.Module, path: Path, *, slots: int) -> None:
 
 def _check(scorer: StudentScorer, path: Path) -> dict[str, Any]:
     """Largest difference between the graph and torch over varied shapes, random tokens and features."""
+    # onnxruntime uploads telemetry from its import on, unless told not to before it
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     worst = 0.0

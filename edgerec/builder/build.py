@@ -67,7 +67,7 @@ def build_engine(
     *,
     backend: str = "ort",
     precision: str = "fp32",
-    activations: str = "batch",
+    activations: str = "token",
     tolerances: Tolerances | None = None,
     replace: bool = False,
 ) -> BuildReport:
@@ -79,8 +79,8 @@ def build_engine(
     bundle : folder to write; must not exist, unless ``replace`` is given and it is a bundle.
     backend : ``ort`` (ONNX Runtime) or ``reference`` (numpy, slow, the oracle).
     precision : ``fp32``; for ``ort`` also ``int8``.
-    activations : for int8, what shares one activation scale: ``batch`` (faster) or ``token`` (closer to fp32, and a row's logit does not
-        depend on its batch); see `edgerec.builder.quantize.quantize_int8`.
+    activations : for int8, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is closer to
+        fp32) or ``batch`` (faster); see `edgerec.builder.quantize.quantize_int8`.
     tolerances : the parity gates; default `Tolerances`.
 
     Raises

@@ -53,7 +53,7 @@ class Tolerances:
 
     export: float = 1e-3
     fp32: Tolerance = field(default_factory=lambda: Tolerance(max_abs_diff=1e-3, ndcg_drop=0.001, top_overlap=0.99, tau=0.99))
-    int8: Tolerance = field(default_factory=lambda: Tolerance(max_abs_diff=math.inf, ndcg_drop=0.01, top_overlap=0.8, tau=0.85))
+    int8: Tolerance = field(default_factory=lambda: Tolerance(max_abs_diff=math.inf, ndcg_drop=0.01, top_overlap=0.8, tau=0.9))
 
     def of(self, precision: str) -> Tolerance:
         """The gate of a precision."""

@@ -26,7 +26,7 @@ _MIN_ROWS = 1024
 ACTIVATIONS = ("batch", "token")
 
 
-def quantize_int8(graph: bytes, *, reduce_range: bool, activations: str = "batch") -> bytes:
+def quantize_int8(graph: bytes, *, reduce_range: bool, activations: str = "token") -> bytes:
     """Quantise an fp32 model: products with constant weights, and large embedding tables.
 
     A weight matrix [in, out] gets one scale a column, an embedding table [V, H] one a row, both symmetric. Products after the [CLS] row
