@@ -38,7 +38,7 @@ $(SETUP): pyproject.toml constraints.txt
 
 core: $(CORE)  ## compile csrc/ and edgerec/_core.pyx in place
 
-$(CORE): $(SETUP) setup.py edgerec/_core.pyx $(wildcard csrc/*.c csrc/*.h)
+$(CORE): $(SETUP) setup.py edgerec/_core.pyx $(wildcard edgerec/*.pxi csrc/*.c csrc/*.h csrc/*.pxd)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 

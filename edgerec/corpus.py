@@ -59,6 +59,4 @@ def read_jsonl(path: Path, digest: Digest | None = None) -> Iterator[tuple[str, 
                     raise ValueError(f"line {number} is not a JSON object")
                 yield f"{path}:{number}", record
     except (OSError, EOFError, ValueError) as e:
-        if isinstance(e, InputError):
-            raise
         raise InputError(f"{path}: {e}; run `edgerec data validate`") from e

@@ -98,7 +98,11 @@ def _read_qrels(path: Path, digest: Any) -> Qrels:
     raw = path.read_bytes()
     digest.update(raw)
     judged: Qrels = {}
-    rows: Sequence[list[str]] = list(csv.reader(raw.decode("utf-8").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    try:
+        lines = raw.decode("utf-8").splitlines()
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path}: not UTF-8 ({e}); run `edgerec data validate`") from e
+    rows: Sequence[list[str]] = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
     if not rows or rows[0] != ["query-id", "corpus-id", "score"]:
         raise InputError(f"{path}: the first line must be query-id<TAB>corpus-id<TAB>score")
     for number, row in enumerate(rows[1:], 2):

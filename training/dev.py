@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgerec.metrics import auc, ndcg
+from edgerec.metrics import auc, gain, ndcg
 
+from .judged import RELEVANT_LABEL
 from .pairs import Pairs
-
-RELEVANT_LABEL = 0.6
-"""A pair counts as relevant for AUC from this label on: grade 2.8 of 1-4, 2.2 of 1-3, 1.8 of 0-3."""
 
 
 def dev_metrics(pairs: Pairs, scores: NDArray[np.float32]) -> dict[str, float]:
@@ -23,7 +21,7 @@ def dev_metrics(pairs: Pairs, scores: NDArray[np.float32]) -> dict[str, float]:
         rows = np.flatnonzero((pairs.dataset == number) & ~np.isnan(pairs.label))
         if len(rows) == 0:
             continue
-        gains = np.exp2(pairs.grade[rows] - pairs.grade_min[number]) - 1
+        gains = gain(pairs.grade[rows], pairs.grade_min[number])
         per_query = [
             ndcg(gains[pairs.query[rows] == q], scores[rows][pairs.query[rows] == q], 10)
             for q in np.unique(pairs.query[rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ from .first_stage import Bm25
 from .loop import fit, open_run, seed_everything
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs
 from .provenance import finish, provenance, read_training_json
-from .student import Student, StudentScorer, shape_to_json, student_from_encoder
+from .student import Student, StudentScorer, student_from_encoder
 from .teacher import Teacher, train_datasets
 
 Scores = NDArray[np.float32]
@@ -89,10 +90,10 @@ def distill(
         raise InputError("a student has one logit: loss.classes belongs to teacher recipes")
     teacher, out = Path(teacher), Path(out)
     teacher_info = read_training_json(teacher, "teacher")
-    run = open_run(out, resume=resume)
     datasets = train_datasets(data)
     extra = [_first_stage_pairs(d, recipe.student.unlabelled_per_query) for d in datasets]
     train, dev = judged_pairs(datasets, "train", extra), judged_pairs(datasets, "dev")
+    run = open_run(out, resume=resume)  # only now, so that bad data leaves no run folder behind
     targets, scores_file = teacher_scores(teacher, train, out.parent, progress=progress)
     seed_everything(recipe.seed)
     scorer = _new_student(teacher, teacher_info, recipe, run)
@@ -118,7 +119,7 @@ def distill(
     grades = [(d.grade_min, d.grade_max) for d in datasets]
     info = {
         "kind": "student",
-        "student": shape_to_json(scorer.student.shape),
+        "student": dataclasses.asdict(scorer.student.shape),
         "text": scorer.text.spec.to_json(),
         "features": None if scorer.features is None else scorer.features.spec.to_json(),
         "grades": {"min": grades[0][0], "max": grades[0][1]},

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import nn
 
 from edgerec.errors import EdgerecError, InputError
@@ -87,8 +88,6 @@ def _write(scorer: StudentScorer, info: dict[str, Any], student: Path, out: Path
     if (student / "student.safetensors").exists():
         shutil.copy(student / "student.safetensors", out / "student.safetensors")
     else:
-        from safetensors.torch import save_file
-
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / "student.safetensors")
     shutil.copy(student / "tokenizer.json", out / "tokenizer.json")
     check = _check(scorer, out / "student.onnx")
@@ -187,9 +186,7 @@ def _calibration(scorer: StudentScorer, dev: Pairs) -> dict[str, NDArray[Any]]:
             break
     chosen = np.array(sorted(rows), np.int64)
     table, hashed = TokenTable(dev, scorer.text), scorer.hash(dev)
-    batches = table.forward_batches(chosen, size=len(chosen))
-    assert len(batches) == 1
-    batch = batches[0]
+    (batch,) = table.forward_batches(chosen, size=len(chosen))
     back = np.argsort(batch.rows)
     sample: dict[str, NDArray[Any]] = {
         "input_ids": batch.input_ids[back].astype(np.int32),

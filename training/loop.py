@@ -121,7 +121,7 @@ def fit(
             if not bool(torch.isfinite(loss)):
                 raise EdgerecError(
                     f"the loss became {loss.item()} at step {step} of {total}; the last good checkpoint is in {run}. "
-                    "Lower fit.learning_rate or set fit.precision = 'fp32', then --resume is not possible: start anew"
+                    "Start anew with a lower fit.learning_rate or fit.precision = 'fp32'; a changed recipe cannot resume this run"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -44,6 +44,13 @@ class Pairs:
         return len(self.query)
 
 
+def query_pairs(query: str, items: Sequence[Item]) -> Pairs:
+    """One query with each of N items, nobody's judgement: what scoring text needs."""
+    n = len(items)
+    zeros, unknown = np.zeros(n, np.int64), np.full(n, np.nan, np.float32)
+    return Pairs(zeros, np.arange(n), unknown, unknown, zeros, ("query",), (0.0,), (query,), tuple(items))
+
+
 def judged_pairs(datasets: Sequence[Dataset], split: str, extra: Sequence[Mapping[str, Sequence[str]]] = ()) -> Pairs:
     """All judged rows of a split, and unjudged ones from ``extra`` (per data set: query id -> item ids), in file order.
 

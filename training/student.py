@@ -5,7 +5,6 @@ Shape letters: B rows, T tokens, H hidden, F feature slots, D feature width.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from edgerec.text import TextEncoder, TextSpec
 from edgerec.types import Item
 
 from .loop import device
-from .pairs import Pairs, Rows, TokenTable
+from .pairs import Pairs, Rows, TokenTable, query_pairs
 from .provenance import read_training_json
 
 MASKED = -1e4
@@ -271,9 +270,7 @@ class StudentScorer:
         """Logits, float32 [N], of one query's items, in order."""
         if not items:
             return np.empty(0, np.float32)
-        n = len(items)
-        zeros, nan = np.zeros(n, np.int64), np.full(n, np.nan, np.float32)
-        return self.score_pairs(Pairs(zeros, np.arange(n), nan, nan, zeros, ("query",), (0.0,), (query,), tuple(items)))
+        return self.score_pairs(query_pairs(query, items))
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,8 +290,3 @@ class HashedRows:
             for rows in np.split(np.arange(len(pairs)), starts[1:])
         ]
         return cls(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
-
-
-def shape_to_json(shape: StudentShape) -> dict[str, Any]:
-    """Plain values, as kept in ``training.json`` and ``model.json``."""
-    return dataclasses.asdict(shape)

@@ -25,7 +25,7 @@ from .config import LossSettings, Recipe, recipe_from_json
 from .data import Dataset, load_dataset
 from .dev import dev_metrics
 from .loop import autocast, device, fit, open_run, seed_everything
-from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs
+from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs, query_pairs
 from .provenance import finish, provenance, read_training_json
 
 
@@ -80,9 +80,7 @@ class Teacher:
         """Scores, float32 [N], of one query's items, in order."""
         if not items:
             return np.empty(0, np.float32)
-        n = len(items)
-        zeros, nan = np.zeros(n, np.int64), np.full(n, np.nan, np.float32)
-        return self.score_pairs(Pairs(zeros, np.arange(n), nan, nan, zeros, ("query",), (0.0,), (query,), tuple(items)))
+        return self.score_pairs(query_pairs(query, items))
 
 
 class _TeacherTask:
@@ -126,11 +124,11 @@ def train_teacher(
     if recipe.loss.bce + recipe.loss.listwise <= 0:
         raise InputError("a teacher learns from judgements: give loss.bce or loss.listwise a weight above 0")
     out = Path(out)
-    run = open_run(out, resume=resume)
     datasets = train_datasets(data)
     train, dev = judged_pairs(datasets, "train"), judged_pairs(datasets, "dev")
     seed_everything(recipe.seed)  # the head is new: its weights come from the seed
     model = _load_base(base_model, max(1, recipe.loss.classes))
+    run = open_run(out, resume=resume)  # last, so that bad input leaves no run folder behind
     encoder = _tokenizer(base_model, run, recipe)
     teacher = Teacher(model, encoder, precision=recipe.fit.precision)
     facts = provenance(datasets, recipe, {"base_model": _identity_of(base_model)})
@@ -155,7 +153,6 @@ def train_teacher(
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
-        shutil.copy(run / "tokenizer.json", folder / "tokenizer.json")
         AutoTokenizer.from_pretrained(base_model).save_pretrained(folder)
         shutil.copy(run / "tokenizer.json", folder / "tokenizer.json")
 
