@@ -226,6 +226,19 @@ edr_status edr_pack_width(const edr_pair_frame *frame, int64_t size, const int64
                           int64_t *width, int64_t *at);
 
 /*
+ * Order rows by the length of their items, longest first; equal ones stay as they were. A counting sort.
+ *
+ * size, offsets, table, rows, n, at   as in edr_pack_width
+ * cap      >= 0: a longer item counts as one of this length; at most the longest item is a good value
+ * counts   int64 [cap + 1], scratch
+ * order    int64 [n], positions in rows
+ * lengths  int64 [n]: min(cap, length of the item of rows[order[i]]), descending
+ * Fails with EDR_E_NULL, EDR_E_SIZE (also cap = INT64_MAX), EDR_E_ROW, EDR_E_OFFSETS.
+ */
+edr_status edr_longest_first(int64_t size, const int64_t *offsets, int64_t table, const int64_t *rows, int64_t n, int64_t cap, int64_t *counts,
+                             int64_t *order, int64_t *lengths, int64_t *at);
+
+/*
  * Write the rows.
  *
  * tokens    int32 [size]

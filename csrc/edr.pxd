@@ -38,6 +38,8 @@ cdef extern from "edgerec.h" nogil:
         int64_t max_tokens
     int edr_pack_width(const edr_pair_frame *frame, int64_t size, const int64_t *offsets, int64_t table, const int64_t *rows, int64_t n,
                        int64_t *width, int64_t *at)
+    int edr_longest_first(int64_t size, const int64_t *offsets, int64_t table, const int64_t *rows, int64_t n, int64_t cap, int64_t *counts,
+                          int64_t *order, int64_t *lengths, int64_t *at)
     int edr_pack_pairs(const edr_pair_frame *frame, const int32_t *tokens, int64_t size, const int64_t *offsets, int64_t table,
                        const int64_t *rows, int64_t n, int64_t width, int32_t *ids, int32_t *mask, int32_t *types, int64_t *at)
     int64_t edr_index_capacity(int64_t n)

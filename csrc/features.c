@@ -9,6 +9,7 @@
 #include "internal.h"
 
 #define FILTER_BITS 1024
+#define AHEAD 4 /* rows */
 
 /* A set of hashes with weights (NULL: all 1). */
 typedef struct span {
@@ -58,6 +59,19 @@ static inline span field_span(const edr_field *f, int64_t row)
         }
     }
     return s;
+}
+
+/* Start loading a row's sets: items lie anywhere in a catalogue, and waiting for memory was most of the time. The offsets are in the cache
+ * already, since check_fields has read them. */
+static inline void fetch_row(const edr_field *fields, int64_t count, int64_t row)
+{
+#if defined(__GNUC__)
+    for (int64_t f = 0; f < count; f++) {
+        if (fields[f].offsets != NULL && fields[f].size > 0) __builtin_prefetch(fields[f].hashes + fields[f].offsets[row]);
+    }
+#else
+    (void)fields, (void)count, (void)row;
+#endif
 }
 
 /* The first position >= from in h[0 .. n) whose hash is not below x. */
@@ -292,6 +306,7 @@ edr_status edr_encode_rows(const edr_template *templates, int64_t m, const edr_f
     for (int64_t t = 0; t < m; t++) prepare(&templates[t], fields, &ready[t]);
     if (slots == 0) return EDR_OK;
     for (int64_t i = 0; i < n; i++) {
+        if (i + AHEAD < n) fetch_row(fields, field_count, rows[i + AHEAD]);
         row_writer row = {ids + i * slots, weights + i * slots, 0, slots, (uint64_t)buckets, {{0}}};
         for (int64_t t = 0; t < m; t++) apply(&row, &templates[t], &ready[t], fields, rows[i]);
         for (int64_t s = row.used; s < slots; s++) {

@@ -37,6 +37,38 @@ edr_status edr_pack_width(const edr_pair_frame *frame, int64_t size, const int64
     return EDR_OK;
 }
 
+static inline int64_t item_length(const int64_t *offsets, int64_t row, int64_t cap)
+{
+    const int64_t length = offsets[row + 1] - offsets[row];
+    return length < cap ? length : cap;
+}
+
+edr_status edr_longest_first(int64_t size, const int64_t *offsets, int64_t table, const int64_t *rows, int64_t n, int64_t cap, int64_t *counts,
+                             int64_t *order, int64_t *lengths, int64_t *at)
+{
+    if (cap < 0 || cap == INT64_MAX) return EDR_E_SIZE;
+    const edr_pair_frame items_only = {.max_tokens = cap};
+    int64_t longest = 0;
+    const edr_status status = edr_pack_width(&items_only, size, offsets, table, rows, n, &longest, at);
+    if (status != EDR_OK) return status;
+    if (n == 0) return EDR_OK;
+    if (counts == NULL || order == NULL || lengths == NULL) return EDR_E_NULL;
+    memset(counts, 0, ((size_t)longest + 1) * sizeof *counts);
+    for (int64_t i = 0; i < n; i++) counts[item_length(offsets, rows[i], cap)]++;
+    int64_t begin = 0; /* counts become places: where the next row of that length goes */
+    for (int64_t length = longest; length >= 0; length--) {
+        const int64_t count = counts[length];
+        counts[length] = begin;
+        begin += count;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t length = item_length(offsets, rows[i], cap), place = counts[length]++;
+        order[place] = i;
+        lengths[place] = length;
+    }
+    return EDR_OK;
+}
+
 /* Append `size` tokens; returns the end. */
 static inline int32_t *append(int32_t *to, const int32_t *from, int64_t size)
 {

@@ -99,6 +99,24 @@ class FeaturePlan:
         rows : int64 [N], row i of the result takes the sets of ``rows[i]``
         """
 
+def longest_first(offsets: _I64, rows: _I64, cap: int) -> tuple[_I64, _I64]:
+    """Order rows by the length of their items, longest first; equal ones stay as they were.
+
+    Parameters
+    ----------
+    offsets : int64 [R + 1]; item r has ``offsets[r + 1] - offsets[r]`` tokens
+    rows : int64 [N], items
+    cap : 0 to 2^31 - 1; a longer item counts as one of this length
+
+    Returns
+    -------
+    order : int64 [N], positions in `rows`. lengths : int64 [N], descending, at most `cap`: that of ``rows[order]``.
+
+    Raises
+    ------
+    InputError : a row outside the table, or offsets that go backwards or beyond the last one.
+    """
+
 def pack_pairs(
     query: _I32,
     tokens: _I32,
@@ -161,8 +179,8 @@ class TopK:
     def push(self, scores: _F32, start: int = 0, mask: _Mask | None = None) -> None:
         """Offer scores with the indices start, start + 1, ... (start at most 2**62)."""
 
-    def push_at(self, scores: _F32, indices: _I64) -> None:
-        """Offer scores with any indices; one that is offered twice may be returned twice."""
+    def push_at(self, scores: _F32, indices: _I64) -> int:
+        """Offer scores with any indices; one that is offered twice may be returned twice. Returns how many are NaN (never selected)."""
 
     def finish(self) -> tuple[_I64, _F32]:
         """What `topk` returns, of all that was offered. More may be pushed afterwards."""

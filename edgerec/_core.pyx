@@ -213,21 +213,44 @@ cdef int _field(object field, int i, edr_field *c) except -1:
     if type(field) is not tuple or len(field) != 3:
         raise InputError(f"fields[{i}] must be a tuple (hashes, weights or None, offsets or None), got {type(field).__name__}")
     hashes, weights, offsets = field
-    c.hashes = <uint64_t *> _array(hashes, cnp.NPY_UINT64, f"fields[{i}] hashes", "uint64")
-    c.size = _size(hashes)
     c.weights = NULL
     c.offsets = NULL
     c.table = 0
-    if weights is not None:
-        c.weights = <float *> _array(weights, cnp.NPY_FLOAT32, f"fields[{i}] weights", "float32")
-        if _size(weights) != c.size:
-            raise InputError(f"fields[{i}]: {c.size} hashes but {len(weights)} weights")
-    if offsets is not None:
-        c.offsets = _offsets(offsets, f"fields[{i}] offsets", &c.table)
+    try:
+        c.hashes = <uint64_t *> _array(hashes, cnp.NPY_UINT64, "hashes", "uint64")
+        c.size = _size(hashes)
+        if weights is not None:
+            c.weights = <float *> _array(weights, cnp.NPY_FLOAT32, "weights", "float32")
+            if _size(weights) != c.size:
+                raise InputError(f"{c.size} hashes but {len(weights)} weights")
+        if offsets is not None:
+            c.offsets = _offsets(offsets, "offsets", &c.table)
+    except InputError as error:
+        raise InputError(f"fields[{i}]: {error}") from None
     return 0
 
 
 # ---- token rows ----
+
+def longest_first(offsets, rows, cap):
+    cdef const int64_t *r = <int64_t *> _array(rows, cnp.NPY_INT64, "rows", "int64")
+    cdef int64_t table = 0, n = _size(rows), at = -1, most = _integer(cap, "cap", 0, 2**31 - 1), longest = 0, size
+    cdef const int64_t *begin = _offsets(offsets, "offsets", &table)
+    cdef edr_pair_frame frame = edr_pair_frame(NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, most)
+    size = begin[table]
+    cdef int status = edr_pack_width(&frame, size, begin, table, r, n, &longest, &at)
+    if status != EDR_OK:
+        _refuse(status, f"rows of a table of {table} items", at)
+    cdef cnp.ndarray order = _new(n, cnp.NPY_INT64), lengths = _new(n, cnp.NPY_INT64), counts = _new(longest + 1, cnp.NPY_INT64)
+    cdef int64_t *po = <int64_t *> cnp.PyArray_DATA(order)
+    cdef int64_t *pl = <int64_t *> cnp.PyArray_DATA(lengths)
+    cdef int64_t *pc = <int64_t *> cnp.PyArray_DATA(counts)
+    with nogil:
+        status = edr_longest_first(size, begin, table, r, n, longest, pc, po, pl, &at)
+    if status != EDR_OK:
+        _refuse(status, "rows changed while they were sorted", at)
+    return order, lengths
+
 
 def pack_pairs(query, tokens, offsets, rows, *, prefix, middle, suffix, pad_id, query_type, item_type, max_tokens, width=None):
     cdef edr_pair_frame frame
@@ -383,13 +406,16 @@ cdef class TopK:
     def push_at(self, scores, indices):
         cdef const float *s = <float *> _array(scores, cnp.NPY_FLOAT32, "scores", "float32")
         cdef const int64_t *x = <int64_t *> _array(indices, cnp.NPY_INT64, "indices", "int64")
-        cdef int64_t n = _size(scores)
+        cdef int64_t n = _size(scores), i, nans = 0
         if _size(indices) != n:
             raise InputError(f"indices must have as many entries as scores ({n}), got {len(indices)}")
         self.claim()
         with nogil:
             edr_topk_push_at(&self.top, s, x, n)
+            for i in range(n):
+                nans += s[i] != s[i]
         self.busy = False
+        return nans
 
     def finish(self):
         self.claim()

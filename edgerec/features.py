@@ -5,6 +5,7 @@ Training and serving run this same code over the same C core, and golden vectors
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,12 @@ __all__ = [
 ]
 
 MISSING = "<missing>"
+_EMPTY: NDArray[np.uint64] = np.empty(0, np.uint64)
+_NOTHING: tuple[NDArray[np.float32] | None, NDArray[np.float32]] = (None, np.empty(0, np.float32))
+"""The weights of an absent field: of one whose values have no weights, and of one whose values have."""
+_ONE_SET = itertools.repeat(None)
+for _array in (_EMPTY, _NOTHING[1]):
+    _array.flags.writeable = False
 Rows = tuple[NDArray[np.int32], NDArray[np.float32]]
 """Feature ids int32 [N, F] and weights float32 [N, F]."""
 
@@ -80,6 +87,7 @@ class FeatureEncoder:
             buckets=spec.buckets,
             slots=spec.slots,
         )
+        self._prefixes = {entry.name: f"{clean_text(entry.namespace)}=".encode() for entry in spec.fields}
         self._item_fields = tuple(entry for entry in spec.fields if entry.side == "item")
         self._query_fields = tuple(entry for entry in spec.fields if entry.side != "item")
 
@@ -103,19 +111,18 @@ class FeatureEncoder:
             raise InputError(f"context must be a mapping of str to str, got {type(context).__name__}")
         hashes, weights = [], []
         for entry in self._query_fields:
-            given: Any = ""
-            if entry.side == "query":
-                given = text
-            elif entry.side == "user":
+            given: Any = text
+            if entry.side == "user":
                 given = getattr(user, entry.source) if user is not None else ""
-            elif context is not None:
-                given = context.get(entry.source, "")
-            numbers = None
-            if entry.kind == "weights":
-                values, numbers = _weighted_values(given or {})
-            else:
-                values = _values(entry, given)
-            found, summed = _core.sort_unique(self._hash(entry, values), numbers)
+            elif entry.side == "context":
+                given = context.get(entry.source, "") if context is not None else ""
+            weighted = entry.kind == "weights"
+            found, summed = _EMPTY, _NOTHING[weighted]
+            if weighted and given:
+                values, numbers = _weighted_values(given)
+                found, summed = _core.sort_unique(self._hash(entry, values), numbers)
+            elif given != "" and not weighted:
+                found, summed = _core.sort_unique(self._hash(entry, _values(entry, given)), None)
             hashes.append(found)
             weights.append(summed)
         return QueryFeatures(tuple(hashes), tuple(weights))
@@ -148,19 +155,13 @@ class FeatureEncoder:
         -------
         ids : int32 [N, F]. weights : float32 [N, F], 0 in unused slots.
         """
-        on_query = zip(query.hashes, query.weights, strict=True)
-        on_item = zip(items.hashes, items.offsets, strict=True)
-        sets: list[tuple[NDArray[np.uint64], NDArray[np.float32] | None, NDArray[np.int64] | None]] = []
-        for entry in self.spec.fields:
-            if entry.side == "item":
-                hashes, offsets = next(on_item)
-                sets.append((hashes, None, offsets))
-            else:
-                sets.append((*next(on_query), None))
+        on_query = zip(query.hashes, query.weights, _ONE_SET, strict=False)
+        on_item = zip(items.hashes, _ONE_SET, items.offsets, strict=False)
+        sets = [next(on_item if entry.side == "item" else on_query) for entry in self.spec.fields]
         return self._plan.encode(sets, rows)
 
     def _hash(self, entry: Field, values: list[str]) -> NDArray[np.uint64]:
-        return _core.hash_strings(values, self.spec.seed, f"{clean_text(entry.namespace)}=".encode())
+        return _core.hash_strings(values, self.spec.seed, self._prefixes[entry.name])
 
 
 def _values(entry: Field, given: Any) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -26,17 +25,18 @@ from .text import TextEncoder, TextSpec
 from .types import RankedList, UserProfile
 
 
-@dataclass(slots=True)
 class _Clock:
     """Microseconds by stage; `lap` books the time since the last lap."""
 
-    us: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("lookup", "encode", "score", "select", "total"), 0.0))
-    _start: int = field(default_factory=perf_counter_ns)
-    _last: int = 0
+    __slots__ = ("_last", "_start", "us")
+
+    def __init__(self) -> None:
+        self.us = {"lookup": 0.0, "encode": 0.0, "score": 0.0, "select": 0.0, "total": 0.0}
+        self._start = self._last = perf_counter_ns()
 
     def lap(self, stage: str) -> None:
         now = perf_counter_ns()
-        self.us[stage] += (now - (self._last or self._start)) / 1000
+        self.us[stage] += (now - self._last) / 1000
         self.us["total"] = (now - self._start) / 1000
         self._last = now
 
@@ -141,16 +141,13 @@ class Ranker:
         top = _core.TopK(min(wanted, len(found.ids)))
         skipped = list(found.skipped)
         for positions, logits in self._score(query, found, user, context, clock):
-            top.push_at(logits, positions)
-            broken = np.isnan(logits)
-            if broken.any():
-                skipped += [(i, "score is NaN") for i in positions[broken].tolist()]
-            clock.lap("select")
+            if top.push_at(logits, positions):
+                skipped += [(i, "score is NaN") for i in positions[np.isnan(logits)].tolist()]
         places, scores = top.finish()
         result = RankedList(
-            ids=tuple(found.ids[i] for i in places.tolist()),
+            ids=tuple(map(found.ids.__getitem__, places.tolist())),
             scores=scores,
-            skipped=tuple((found.ids[i], reason) for i, reason in sorted(skipped)),
+            skipped=tuple((found.ids[i], reason) for i, reason in sorted(skipped)) if skipped else (),
             timings_us=clock.us,
             model_version=self.manifest.model_version,
         )
@@ -195,12 +192,12 @@ class Ranker:
         query_tokens = self._text.encode_query(query)
         query_features = self._features.encode_query(query, user, context) if self._features else None
         for table in self._tables(found):
-            for positions, batch in self._batcher.batches(query_tokens, query_features, table):
+            for wave in self._batcher.waves(query_tokens, query_features, table):
                 clock.lap("encode")
-                logits = self._engine.run(batch)
+                scored = [(positions, self._engine.run(batch)) for positions, batch in wave]
                 clock.lap("score")
-                yield positions, logits
-        clock.lap("encode")
+                yield from scored
+                clock.lap("select")
 
     def _tables(self, found: Candidates) -> Iterator[Table]:
         if self.catalog is not None and len(found.rows):

@@ -18,6 +18,9 @@ BATCH_ROWS = 16
 """Rows of an engine call. Rows are sorted by length first, so a small batch has little padding."""
 BATCH_TOKENS = 2048
 """At most so many tokens in an engine call, padding included: bounds its memory, whatever the candidates are."""
+WAVE_TOKENS = 1 << 18
+"""Tokens packed before the engine starts (3 MiB). The engine empties the processor's caches, so Python between two of its calls runs about
+ten times slower than the same Python in one go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +29,13 @@ class Table:
 
     Attributes
     ----------
-    positions : int64 [N], places in the caller's list.
+    positions : int64 [N], places in the caller's list; None: 0 to N - 1.
     rows : int64 [N], rows of the arrays below.
     tokens, offsets : int32 [total], int64 [R + 1].
     features : of the R items; no columns when the model has no features.
     """
 
-    positions: NDArray[np.int64]
+    positions: NDArray[np.int64] | None
     rows: NDArray[np.int64]
     tokens: NDArray[np.int32]
     offsets: NDArray[np.int64]
@@ -52,28 +55,34 @@ class Batcher:
         self._text, self._features = text, features
         self._prefix, self._middle, self._suffix = (np.array(ids, np.int32) for ids in (text.prefix, text.middle, text.suffix))
 
-    def batches(
+    def waves(
         self, query_tokens: NDArray[np.int32], query_features: QueryFeatures | None, table: Table
-    ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-        """Yield the positions, int64 [B], and the batch; the longest rows come first.
+    ) -> Iterator[list[tuple[NDArray[np.int64], Batch]]]:
+        """Yield batches with the positions of their rows, int64 [B]; all of a wave are packed before the engine sees the first.
+
+        The longest rows come first.
 
         Raises
         ------
         BundleError : the arrays of the table contradict each other, as those of a damaged catalogue do.
         """
         try:
-            lengths = table.offsets[table.rows + 1] - table.offsets[table.rows]
-            order = np.argsort(-lengths, kind="stable")
-            rows, positions = table.rows[order], table.positions[order]
-            fixed = len(query_tokens) + self._text.special_tokens
-            widths = np.clip(lengths[order] + fixed, 1, self._text.max_tokens).tolist()
+            fixed = min(len(query_tokens) + self._text.special_tokens, self._text.max_tokens)
+            order, lengths = _core.longest_first(table.offsets, table.rows, self._text.max_tokens - fixed)
+            rows = table.rows[order]
+            positions = order if table.positions is None else table.positions[order]
             ids, weights = self._feature_rows(query_features, table.features, rows)
-            start = 0
-            while start < len(rows):
-                end = start + max(1, min(BATCH_ROWS, BATCH_TOKENS // widths[start]))
-                packed = self._pack(query_tokens, table, rows[start:end], widths[start])
-                yield positions[start:end], Batch(*packed, feature_ids=ids[start:end], feature_weights=weights[start:end])
-                start = end
+            end = tokens = 0
+            wave: list[tuple[NDArray[np.int64], Batch]] = []
+            while end < len(rows):
+                begin, width = end, fixed + int(lengths[end])
+                end = min(begin + max(1, min(BATCH_ROWS, BATCH_TOKENS // width)), len(rows))
+                packed = self._pack(query_tokens, table, rows[begin:end], width)
+                wave.append((positions[begin:end], Batch(*packed, feature_ids=ids[begin:end], feature_weights=weights[begin:end])))
+                tokens += (end - begin) * width
+                if tokens >= WAVE_TOKENS or end == len(rows):
+                    yield wave
+                    tokens, wave = 0, []
         except InputError as e:
             raise BundleError(f"the catalogue is damaged: {e}; open it with verify=True to see where, or build it again") from e
 

@@ -18,6 +18,7 @@ Candidate = str | Item | Mapping[str, Any]
 """An id of the catalogue, an item, or a mapping with the keys of a line of `corpus.jsonl` (``id`` is taken for ``_id``)."""
 
 UNKNOWN, DUPLICATE = "unknown id", "duplicate"
+_NOWHERE: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +28,14 @@ class Candidates:
     Attributes
     ----------
     ids : the id of every candidate.
-    row_positions, rows : int64 [n], those found in the catalogue, and their rows.
+    row_positions, rows : int64 [n], those found in the catalogue (None: all, in order), and their rows.
     item_positions, items : int64 [m], those given whole.
     skipped : (position, reason) of the rest.
     duplicates : position of a duplicate -> position of the first candidate with that id.
     """
 
     ids: tuple[str, ...]
-    row_positions: NDArray[np.int64]
+    row_positions: NDArray[np.int64] | None
     rows: NDArray[np.int64]
     item_positions: NDArray[np.int64]
     items: tuple[Item, ...]
@@ -54,6 +55,11 @@ def sort_out(candidates: Iterable[Candidate], catalog: Catalog | None) -> Candid
     if isinstance(candidates, str | bytes | Mapping) or not isinstance(candidates, Iterable):
         raise InputError(f"candidates must be a sequence of ids or items, got one {type(candidates).__name__}; put it in a list")
     listed = tuple(candidates)
+    if catalog is not None and set(map(type, listed)) == {str}:
+        names = cast("tuple[str, ...]", listed)
+        rows = catalog.find(list(names))
+        if len(set(names)) == len(names) and rows[rows.argmin()] >= 0:  # the common case: nothing to sort out
+            return Candidates(names, None, rows, _NOWHERE, ())
     given = {i: _whole_item(c, i) for i, c in enumerate(listed) if not isinstance(c, str)}
     ids = tuple(c if isinstance(c, str) else given[i].id for i, c in enumerate(listed)) if given else cast("tuple[str, ...]", listed)
     by_id = np.array([i for i in range(len(ids)) if i not in given], np.int64) if given else np.arange(len(ids))

@@ -1,4 +1,4 @@
-"""pack_pairs against list concatenation."""
+"""pack_pairs against list concatenation, longest_first against sorted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgerec import InputError
-from edgerec._core import pack_pairs
+from edgerec._core import longest_first, pack_pairs
 
 token = st.integers(-(2**31), 2**31 - 1)
 
@@ -160,3 +160,32 @@ def test_wrong_kinds_are_refused_and_named(change: dict[str, Any]) -> None:
     (name,) = change
     with pytest.raises(InputError, match=name):
         pack(**change)
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    st.lists(st.integers(0, 5), max_size=60),
+    st.integers(0, 2**31 - 1) | st.integers(0, 9),
+)
+def test_longest_first_is_a_stable_sort(sizes: list[int], picks: list[int], cap: int) -> None:
+    rows = [pick % len(sizes) for pick in picks]
+    order, lengths = longest_first(i64([0, *np.cumsum(sizes).tolist()]), i64(rows), cap)
+    expected = sorted(range(len(rows)), key=lambda i: -min(sizes[rows[i]], cap))
+    assert order.tolist() == expected
+    assert lengths.tolist() == [min(sizes[rows[i]], cap) for i in expected]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "rows", "cap", "message"),
+    [
+        ([0, 1], [1], 5, "row"),
+        ([0, 1], [-1], 5, "row"),
+        ([0, 3, 1], [0], 5, "offsets"),
+        ([], [], 5, "at least one entry"),
+        ([0, 1], [0], -1, "cap"),
+        ([0, 1], [0], 2**31, "cap"),
+    ],
+)
+def test_longest_first_refuses(offsets: list[int], rows: list[int], cap: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        longest_first(i64(offsets), i64(rows), cap)

@@ -64,7 +64,8 @@ def test_the_answer_does_not_depend_on_how_the_stream_is_cut(
     selection = TopK(k)
     for begin, end in pieces:
         if mask is None and random.random() < 0.5:
-            selection.push_at(scores[begin:end], np.arange(begin, end))
+            nans = selection.push_at(scores[begin:end], np.arange(begin, end))
+            assert nans == np.isnan(scores[begin:end]).sum()
         else:
             selection.push(scores[begin:end], begin, None if mask is None else mask[begin:end])
     check(selection.finish(), scores, sort_everything(scores, k, mask))

@@ -150,6 +150,13 @@ static void fuzz_pack(void)
                                   random_below(&rng, 3), 7, 1, 2, odd_number(60)};
     const edr_status status = edr_pack_width(&frame, size, offsets, table, rows, n, &width, &at);
     CHECK((status == EDR_OK) == (width >= 0));
+    const int64_t cap = random_below(&rng, 60);
+    int64_t *counts = exact_room((size_t)(cap + 1) * 8), *order = exact_room((size_t)n * 8), *lengths = exact_room((size_t)n * 8);
+    const edr_status sorted = edr_longest_first(size, offsets, table, rows, n, cap, counts, order, lengths, &at);
+    CHECK(sorted == EDR_OK || (untouched(order, (size_t)n * 8) && untouched(lengths, (size_t)n * 8)));
+    free(counts);
+    free(order);
+    free(lengths);
     if (status == EDR_OK && width < 1000) {
         const int64_t given = width + random_below(&rng, 4) - 1;
         const size_t bytes = given > 0 ? (size_t)(n * given) * 4 : 0;

@@ -61,6 +61,45 @@ static void test_rows(void)
     }
 }
 
+static void test_longest_first(void)
+{
+    uint64_t state = 2;
+    for (int round = 0; round < 2000; round++) {
+        const int64_t table = 1 + random_below(&state, 6), n = random_below(&state, 40), cap = random_below(&state, 12);
+        int64_t offsets[7] = {random_below(&state, 3)}, rows[40];
+        for (int64_t r = 0; r < table; r++) offsets[r + 1] = offsets[r] + random_below(&state, 15);
+        for (int64_t i = 0; i < n; i++) rows[i] = random_below(&state, table);
+        int64_t *counts = exact_room((size_t)(cap + 1) * 8), *order = exact_room((size_t)n * 8), *lengths = exact_room((size_t)n * 8);
+        CHECK(edr_longest_first(offsets[table], offsets, table, rows, n, cap, counts, order, lengths, NULL) == EDR_OK);
+        int seen[40] = {0}, good = 1;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t length = offsets[rows[order[i]] + 1] - offsets[rows[order[i]]];
+            good &= seen[order[i]]++ == 0 && lengths[i] == (length < cap ? length : cap);
+            good &= i == 0 || lengths[i - 1] > lengths[i] || (lengths[i - 1] == lengths[i] && order[i - 1] < order[i]);
+        }
+        CHECK(good);
+        free(counts);
+        free(order);
+        free(lengths);
+    }
+    const int64_t good[3] = {0, 4, 8}, back[3] = {0, 5, 4}, rows[2] = {0, 1}, outside[2] = {0, 2};
+    int64_t *counts = exact_room(9 * 8), *order = exact_room(2 * 8), *lengths = exact_room(2 * 8), at = -1;
+#define SORT(offsets, r, n, cap, c, o, l) edr_longest_first(8, offsets, 2, r, n, cap, c, o, l, &at)
+    CHECK(SORT(back, rows, 2, 8, counts, order, lengths) == EDR_E_OFFSETS);
+    CHECK(SORT(good, outside, 2, 8, counts, order, lengths) == EDR_E_ROW && at == 1);
+    CHECK(SORT(good, rows, -1, 8, counts, order, lengths) == EDR_E_SIZE);
+    CHECK(SORT(good, rows, 2, -1, counts, order, lengths) == EDR_E_SIZE);
+    CHECK(SORT(good, rows, 2, INT64_MAX, counts, order, lengths) == EDR_E_SIZE);
+    CHECK(SORT(NULL, rows, 2, 8, counts, order, lengths) == EDR_E_NULL && SORT(good, NULL, 2, 8, counts, order, lengths) == EDR_E_NULL);
+    CHECK(SORT(good, rows, 2, 8, NULL, order, lengths) == EDR_E_NULL && SORT(good, rows, 2, 8, counts, NULL, lengths) == EDR_E_NULL);
+    CHECK(SORT(good, rows, 2, 8, counts, order, NULL) == EDR_E_NULL);
+    CHECK(untouched(order, 16) && untouched(lengths, 16));
+    CHECK(SORT(good, NULL, 0, 8, NULL, NULL, NULL) == EDR_OK);
+    free(counts);
+    free(order);
+    free(lengths);
+}
+
 static void test_faults(void)
 {
     const int64_t good[3] = {0, 4, 8}, rows[2] = {0, 1};
@@ -112,6 +151,7 @@ static void test_faults(void)
 int main(void)
 {
     test_rows();
+    test_longest_first();
     test_faults();
     return check_report();
 }
