@@ -93,7 +93,7 @@ def labels(folder: Path, out: Path, dev_share: float, eta: float, as_json: bool)
 @click.option("--items", default=2000, show_default=True, type=click.IntRange(min=1), help="Items in the corpus.")
 @click.option("--queries", default=300, show_default=True, type=click.IntRange(min=1), help="Judged queries.")
 @click.option("--users", default=100, show_default=True, type=click.IntRange(min=1), help="Users with a taste in brands and prices.")
-@click.option("--events", default=5000, show_default=True, type=click.IntRange(min=0), help="Impressions to simulate.")
+@click.option("--events", default=5000, show_default=True, type=click.IntRange(min=0), help="Lines of behaviour log to simulate.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same bytes.")
 @as_json
 def simulate(folder: Path, items: int, queries: int, users: int, events: int, seed: int, as_json: bool) -> None:

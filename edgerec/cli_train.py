@@ -92,6 +92,9 @@ def export(student: Path, export: Path, data: tuple[Path, ...], as_json: bool) -
 @click.option("--split", default="dev", show_default=True, help="The split: a file in FOLDER/qrels.")
 @click.option("--model", "models", multiple=True, type=EXISTING_FOLDER, help="A teacher or student folder; may be repeated.")
 @click.option("--bundle", "bundles", multiple=True, type=EXISTING_FOLDER, help="A bundle; may be repeated.")
+@click.option(
+    "--min-judged", default=2, show_default=True, type=click.IntRange(min=1), help="Leave out queries with fewer judged items."
+)
 @click.option("--latency", is_flag=True, help="Also time every model and bundle on 100 first-stage candidates a query.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap intervals.")
 @click.option("--json", "json_file", type=NEW_FILE, help="Also write the table as JSON to this file.")
@@ -101,6 +104,7 @@ def evaluate(
     split: str,
     models: tuple[Path, ...],
     bundles: tuple[Path, ...],
+    min_judged: int,
     latency: bool,
     seed: int,
     json_file: Path | None,
@@ -115,7 +119,9 @@ def evaluate(
     with needs("train"):
         from .training.evaluate import evaluate as run
 
-        table = run(data, split, models=models, bundles=bundles, latency=latency, seed=seed, command=command_line())
+        table = run(
+            data, split, models=models, bundles=bundles, min_judged=min_judged, latency=latency, seed=seed, command=command_line()
+        )
     if json_file is not None:
         write_text(json_file, dump(table.to_json()) + "\n")
     if report is not None:

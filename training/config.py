@@ -79,6 +79,21 @@ class LossSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmUpSettings:
+    """What a teacher learns before it sees a judgement: weak labels, see `edgerec.training.weak`.
+
+    Attributes
+    ----------
+    span_queries : queries made from titles, and at most as many of the training queries; 0 means no warm-up.
+    cosine : the share of the base model's embeddings in a label; the rest is word coverage. Above 0 only for a base model that was
+        trained to embed sentences.
+    """
+
+    span_queries: int = 0
+    cosine: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class StudentSettings:
     """The student's shape.
 
@@ -88,6 +103,7 @@ class StudentSettings:
     layers : which of its layers are kept, in order; empty keeps all.
     features : whether the hashed-feature half is there; ``buckets``, ``slots``, ``feature_dim``, ``feature_hidden`` are its sizes.
     unlabelled_per_query : first-stage candidates a training query gets beyond its judged ones, scored by the teacher.
+    span_queries : queries made from titles, scored by the teacher too; see `edgerec.training.unjudged`.
     """
 
     init: str = "teacher"
@@ -98,17 +114,19 @@ class StudentSettings:
     feature_dim: int = 16
     feature_hidden: int = 16
     unlabelled_per_query: int = 0
+    span_queries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A training recipe: a name, a seed and four groups of settings."""
+    """A training recipe: a name, a seed and groups of settings."""
 
     name: str
     seed: int = 0
     text: TextSettings = field(default_factory=TextSettings)
     fit: FitSettings = field(default_factory=FitSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    warm_up: WarmUpSettings = field(default_factory=WarmUpSettings)
     student: StudentSettings = field(default_factory=StudentSettings)
 
     def to_json(self) -> dict[str, Any]:
@@ -166,7 +184,7 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
 
 
 def _check(recipe: Recipe, place: str) -> None:
-    fit, loss, text, student = recipe.fit, recipe.loss, recipe.text, recipe.student
+    fit, loss, text, warm_up, student = recipe.fit, recipe.loss, recipe.text, recipe.warm_up, recipe.student
     rules = [
         (fit.epochs >= 1 and fit.batch_size >= 1 and fit.group_size >= 1, "fit.epochs, batch_size and group_size must be at least 1"),
         (fit.learning_rate > 0 and fit.feature_learning_rate > 0, "learning rates must be above 0"),
@@ -179,6 +197,11 @@ def _check(recipe: Recipe, place: str) -> None:
         (
             set(text.item_fields) <= {"title", "text", "brand", "category"} and text.item_fields,
             "text.item_fields: title, text, brand, category",
+        ),
+        (warm_up.span_queries >= 0 and 0 <= warm_up.cosine <= 1, "warm_up: span_queries >= 0, cosine in [0, 1]"),
+        (
+            student.span_queries >= 0 and student.unlabelled_per_query >= 0,
+            "student: span_queries and unlabelled_per_query must not be negative",
         ),
         (student.buckets >= 1 and 1 <= student.slots <= 256, "student.buckets >= 1, 1 <= slots <= 256"),
     ]

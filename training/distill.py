@@ -24,14 +24,13 @@ from edgerec.text import TextEncoder, TextSpec, text_spec_from_tokenizer
 
 from . import losses
 from .config import LossSettings, Recipe
-from .data import Dataset
 from .dev import dev_metrics
-from .first_stage import Bm25
 from .loop import fit, open_run, seed_everything
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs
 from .provenance import finish, provenance, read_training_json
 from .student import Student, StudentScorer, student_from_encoder
 from .teacher import Teacher, train_datasets
+from .unjudged import with_unjudged
 
 Scores = NDArray[np.float32]
 SCORED_AT_ONCE = 16_384
@@ -91,8 +90,8 @@ def distill(
     teacher, out = Path(teacher), Path(out)
     teacher_info = read_training_json(teacher, "teacher")
     datasets = train_datasets(data)
-    extra = [_first_stage_pairs(d, recipe.student.unlabelled_per_query) for d in datasets]
-    train, dev = judged_pairs(datasets, "train", extra), judged_pairs(datasets, "dev")
+    counts = {"per_query": recipe.student.unlabelled_per_query, "span_queries": recipe.student.span_queries, "seed": recipe.seed}
+    train, dev = judged_pairs([with_unjudged(d, **counts) for d in datasets], "train"), judged_pairs(datasets, "dev")
     run = open_run(out, resume=resume)  # only now, so that bad data leaves no run folder behind
     targets, scores_file = teacher_scores(teacher, train, out.parent, progress=progress)
     seed_everything(recipe.seed)
@@ -172,14 +171,6 @@ def _save_scores(path: Path, scores: Scores) -> None:
         f.flush()
         os.fsync(f.fileno())
     os.replace(staging, path)
-
-
-def _first_stage_pairs(dataset: Dataset, per_query: int) -> dict[str, list[str]]:
-    if per_query == 0:
-        return {}
-    judged = dataset.qrels.get("train", {})
-    found = Bm25(dataset).search_many([dataset.queries[q] for q in judged], per_query)
-    return {query_id: [item_id for item_id, _ in hits] for query_id, hits in zip(judged, found, strict=True)}
 
 
 def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, run: Path) -> StudentScorer:

@@ -51,8 +51,8 @@ def query_pairs(query: str, items: Sequence[Item]) -> Pairs:
     return Pairs(zeros, np.arange(n), unknown, unknown, zeros, ("query",), (0.0,), (query,), tuple(items))
 
 
-def judged_pairs(datasets: Sequence[Dataset], split: str, extra: Sequence[Mapping[str, Sequence[str]]] = ()) -> Pairs:
-    """All judged rows of a split, and unjudged ones from ``extra`` (per data set: query id -> item ids), in file order.
+def judged_pairs(datasets: Sequence[Dataset], split: str) -> Pairs:
+    """All rows of a split, in file order. A grade of NaN is no judgement (see `edgerec.training.unjudged`).
 
     Raises
     ------
@@ -67,13 +67,9 @@ def judged_pairs(datasets: Sequence[Dataset], split: str, extra: Sequence[Mappin
     items: list[Item] = []
     for number, dataset in enumerate(datasets):
         place: dict[str, int] = {}
-        more = extra[number] if extra else {}
         for query_id, grades in dataset.qrels.get(split, {}).items():
-            rows: dict[str, float] = dict(grades)
-            for item_id in more.get(query_id, ()):
-                rows.setdefault(item_id, float("nan"))
             texts.append(dataset.queries[query_id])
-            for item_id, g in rows.items():
+            for item_id, g in grades.items():
                 if item_id not in place:
                     place[item_id] = len(items)
                     items.append(dataset.items[item_id])
@@ -97,8 +93,13 @@ def judged_pairs(datasets: Sequence[Dataset], split: str, extra: Sequence[Mappin
     )
 
 
-def epoch_batches(pairs: Pairs, *, batch_size: int, group_size: int, passes: Mapping[str, int], seed: int, epoch: int) -> list[Rows]:
-    """Row numbers of each step of one epoch: chunks of up to ``group_size`` rows of one query, shuffled, packed to ``batch_size`` rows."""
+def epoch_batches(
+    pairs: Pairs, *, batch_size: int, group_size: int, passes: Mapping[str, int], seed: int, epoch: int, only: Sequence[str] = ()
+) -> list[Rows]:
+    """Row numbers of each step of one epoch: chunks of up to ``group_size`` rows of one query, shuffled, packed to ``batch_size`` rows.
+
+    ``only`` names the data sets that take part; empty: all.
+    """
     unknown = sorted(set(passes) - set(pairs.names))
     if unknown:
         raise InputError(f"fit.passes names {unknown}, but the data sets are {list(pairs.names)}")
@@ -106,7 +107,8 @@ def epoch_batches(pairs: Pairs, *, batch_size: int, group_size: int, passes: Map
     starts = np.flatnonzero(np.r_[True, pairs.query[1:] != pairs.query[:-1]])
     chunks: list[Rows] = []
     for rows in np.split(np.arange(len(pairs)), starts[1:]):
-        for _ in range(passes.get(pairs.names[pairs.dataset[rows[0]]], 1)):
+        name = pairs.names[pairs.dataset[rows[0]]]
+        for _ in range(passes.get(name, 1) if not only or name in only else 0):
             shuffled = rng.permutation(rows)
             parts = -(-len(rows) // group_size)
             chunks += np.array_split(shuffled, parts)

@@ -27,6 +27,7 @@ from .dev import dev_metrics
 from .loop import autocast, device, fit, open_run, seed_everything
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs, query_pairs
 from .provenance import finish, provenance, read_training_json
+from .weak import warm_up_dataset
 
 
 class Teacher:
@@ -125,24 +126,26 @@ def train_teacher(
         raise InputError("a teacher learns from judgements: give loss.bce or loss.listwise a weight above 0")
     out = Path(out)
     datasets = train_datasets(data)
-    train, dev = judged_pairs(datasets, "train"), judged_pairs(datasets, "dev")
+    dev = judged_pairs(datasets, "dev")
     seed_everything(recipe.seed)  # the head is new: its weights come from the seed
     model = _load_base(base_model, max(1, recipe.loss.classes))
+    judged, warm = [d.name for d in datasets], _warm_up_datasets(datasets, base_model, recipe)
+    train = judged_pairs([*datasets, *warm], "train")
     run = open_run(out, resume=resume)  # last, so that bad input leaves no run folder behind
     encoder = _tokenizer(base_model, run, recipe)
     teacher = Teacher(model, encoder, precision=recipe.fit.precision)
     facts = provenance(datasets, recipe, {"base_model": _identity_of(base_model)})
+
+    def batches(epoch: int, only: Sequence[str]) -> list[Rows]:
+        f = recipe.fit
+        return epoch_batches(
+            train, batch_size=f.batch_size, group_size=f.group_size, passes=f.passes, seed=recipe.seed, epoch=epoch, only=only
+        )
+
     result = fit(
         teacher.model,
         _parameter_groups(teacher.model, recipe),
-        lambda epoch: epoch_batches(
-            train,
-            batch_size=recipe.fit.batch_size,
-            group_size=recipe.fit.group_size,
-            passes=recipe.fit.passes,
-            seed=recipe.seed,
-            epoch=epoch,
-        ),
+        lambda epoch: [*(batches(epoch, [d.name for d in warm]) if warm and epoch == 0 else []), *batches(epoch, judged)],
         _TeacherTask(teacher, train, dev, recipe.loss),
         recipe.fit,
         run=run,
@@ -157,6 +160,13 @@ def train_teacher(
         shutil.copy(run / "tokenizer.json", folder / "tokenizer.json")
 
     return finish(out, run, {"kind": "teacher", "text": encoder.spec.to_json(), "recipe": recipe.to_json(), **facts, **result}, write)
+
+
+def _warm_up_datasets(datasets: Sequence[Dataset], base_model: str, recipe: Recipe) -> list[Dataset]:
+    if not recipe.warm_up.span_queries:
+        return []
+    options: dict[str, Any] = {"max_tokens": recipe.text.max_tokens, "precision": recipe.fit.precision, "seed": recipe.seed}
+    return [warm_up_dataset(d, base_model, recipe.warm_up, **options) for d in datasets]
 
 
 def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

@@ -1,0 +1,113 @@
+"""Weak labels: what the words and the base model's sentence embeddings say about a pair, before anybody has judged one.
+
+A cross-encoder that starts from a sentence-embedding model forgets what that model knows of similarity, since its head is new. A warm-up on
+these labels teaches it that first; judgements then correct it. Source of the idea: Dehghani et al., arXiv 1704.08803.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModel, AutoTokenizer
+
+from edgerec.types import Item
+from edgerec.words import split_words
+
+from .config import WarmUpSettings
+from .data import Dataset
+from .first_stage import Bm25, fold_plural
+from .loop import autocast, device
+from .unjudged import CANDIDATES, first_stage_pairs, span_pairs
+
+
+class Coverage:
+    """How much of a query's words an item's title has, each weighted by its rarity (IDF) in the corpus."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._items = len(dataset.items)
+        self._frequency = Counter(word for item in dataset.items.values() for word in _words(item.title))
+
+    def score(self, query: str, title: str) -> float:
+        """From 0 (no word) to 1 (every word)."""
+        wanted = _words(query)
+        total = sum(map(self._weight, wanted))
+        return sum(map(self._weight, wanted & _words(title))) / total if total else 0.0
+
+    def _weight(self, word: str) -> float:
+        n = self._frequency[word]
+        return math.log(1 + (self._items - n + 0.5) / (n + 0.5))
+
+
+def _words(text: str) -> set[str]:
+    return {fold_plural(word) for word in split_words(text)}
+
+
+@torch.no_grad()
+def embed(texts: list[str], base_model: str, *, max_tokens: int, precision: str) -> NDArray[np.float32]:
+    """Sentence embeddings of length 1, float32 [N, H]: the mean of the encoder's outputs (Reimers and Gurevych, arXiv 1908.10084)."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(base_model)
+    model: Any = AutoModel.from_pretrained(base_model).to(device()).eval()
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    out: NDArray[np.float32] = np.empty((len(texts), model.config.hidden_size), np.float32)
+    with autocast(precision):
+        for rows in np.array_split(order, max(1, -(-len(order) // 64))):
+            inputs = tokenizer(
+                [texts[i] for i in rows], padding=True, pad_to_multiple_of=8, truncation=True, max_length=max_tokens, return_tensors="pt"
+            ).to(device())
+            hidden = model(**inputs).last_hidden_state.float()
+            mask = inputs["attention_mask"].unsqueeze(-1)
+            mean = (hidden * mask).sum(1) / mask.sum(1)
+            out[rows] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
+    return out
+
+
+def warm_up_dataset(dataset: Dataset, base_model: str, settings: WarmUpSettings, *, max_tokens: int, precision: str, seed: int) -> Dataset:
+    """Training queries and queries made from titles, with first-stage candidates and weak labels, as a data set of its own.
+
+    Its grades are the labels, in [0, 1]: ``cosine`` times the cosine of the embeddings (0 where negative), and the rest the word coverage.
+    """
+    bm25, coverage = Bm25(dataset), Coverage(dataset)
+    texts, pairs = span_pairs(dataset, bm25, settings.span_queries, seed)
+    real = np.random.default_rng(seed).permutation(list(dataset.qrels.get("train", {}))).tolist()[: settings.span_queries]
+    pairs |= {name: found for name, found in first_stage_pairs(dataset, bm25, real, CANDIDATES).items() if found}
+    texts |= {name: dataset.queries[name] for name in real}
+    cosine = _Cosine(texts, dataset, pairs, base_model, max_tokens, precision) if settings.cosine else None
+    graded: dict[str, dict[str, float]] = {}
+    for query_id, items in pairs.items():
+        query = texts[query_id]
+        similar = cosine.score(query_id, items) if cosine else dict.fromkeys(items, 0.0)
+        graded[query_id] = {
+            item_id: settings.cosine * min(max(0.0, similar[item_id]), 1.0)
+            + (1 - settings.cosine) * coverage.score(query, dataset.items[item_id].title)
+            for item_id in items
+        }
+    return dataclasses.replace(
+        dataset, name=f"{dataset.name}/warm-up", queries=texts, qrels={"train": graded}, grade_min=0.0, grade_max=1.0
+    )
+
+
+class _Cosine:
+    def __init__(
+        self,
+        texts: dict[str, str],
+        dataset: Dataset,
+        pairs: dict[str, dict[str, float]],
+        base_model: str,
+        max_tokens: int,
+        precision: str,
+    ) -> None:
+        items: dict[str, Item] = {i: dataset.items[i] for found in pairs.values() for i in found}
+        self._query_rows = {query_id: row for row, query_id in enumerate(texts)}
+        self._item_rows = {item_id: row for row, item_id in enumerate(items)}
+        vectors = embed([*texts.values(), *(item.title for item in items.values())], base_model, max_tokens=max_tokens, precision=precision)
+        self._queries, self._items = vectors[: len(texts)], vectors[len(texts) :]
+
+    def score(self, query_id: str, items: dict[str, float]) -> dict[str, float]:
+        vectors = self._items[[self._item_rows[i] for i in items]]
+        return dict(zip(items, (vectors @ self._queries[self._query_rows[query_id]]).tolist(), strict=True))
