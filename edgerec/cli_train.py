@@ -69,6 +69,29 @@ def distill(teachers: tuple[Path, ...], data: tuple[Path, ...], student: Path, o
 
 @click.command()
 @click.argument("student", type=EXISTING_FOLDER)
+@click.argument("out", type=NEW_FOLDER)
+@click.option("--recipe", required=True, type=click.Path(path_type=Path), help="A TOML file with a [prune] table, or a shipped name.")
+@data_folders
+@click.option("--teacher", "teachers", multiple=True, type=EXISTING_FOLDER, help="Teaches the recovery.  [default: STUDENT as it was]")
+@resume
+@as_json
+def prune(student: Path, out: Path, recipe: Path, data: tuple[Path, ...], teachers: tuple[Path, ...], resume: bool, as_json: bool) -> None:
+    """Make a STUDENT physically smaller: heads, FFN columns, vocabulary; then train it to recover.
+
+    \b
+    Example:
+      edgerec prune student student-pruned --recipe prune-l6 --data shop --teacher teacher
+    """
+    with needs("train"):
+        from .training.config import load_recipe
+        from .training.prune import prune as run
+
+        result = run(student, data, load_recipe(recipe), out, teachers=teachers, resume=resume, progress=on_terminal())
+    show(result if as_json else _summary(out, result) | {"pruning": result["pruning"]}, as_json=as_json)
+
+
+@click.command()
+@click.argument("student", type=EXISTING_FOLDER)
 @click.argument("export", type=NEW_FOLDER)
 @click.option("--data", "data", multiple=True, type=EXISTING_FOLDER, help="Data folder whose dev split gives the calibration sample.")
 @as_json
