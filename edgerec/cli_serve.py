@@ -21,7 +21,7 @@ threads = click.option("--threads", type=click.IntRange(min=1), help="Engine thr
 @click.command("build-engine")
 @click.argument("export", type=EXISTING_FOLDER)
 @click.argument("bundle", type=NEW_FOLDER)
-@click.option("--backend", default="ort", show_default=True, type=click.Choice(["ort", "reference"]), help="What will run the model.")
+@click.option("--backend", default="ort", show_default=True, type=click.Choice(["ort", "native", "reference"]), help="What will run the model.")
 @click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "int8"]), help="Arithmetic of the engine.")
 @as_json
 def build_engine(export: Path, bundle: Path, backend: str, precision: str, as_json: bool) -> None:
