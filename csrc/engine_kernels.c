@@ -18,14 +18,18 @@
 
 #if defined(__GNUC__)
 #define ALWAYS_INLINE inline __attribute__((always_inline))
+#define NEVER_INLINE __attribute__((noinline))
 #else
 #define ALWAYS_INLINE inline
+#define NEVER_INLINE
 #endif
 #if defined(__GNUC__) && !defined(__clang__)
 #define UNROLL _Pragma("GCC unroll 32")
 #else
 #define UNROLL
 #endif
+
+typedef void (*tiles)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t begin, int64_t end, float *out, int64_t ldo);
 
 #define TABLE(NAME, FLOATS, BYTES)                                                                                                    \
     static const edr_engine_kernels NAME = {product_f32_##FLOATS, product_u8_##BYTES, quantise_##FLOATS, normalise_##FLOATS,           \
@@ -49,7 +53,7 @@ static inline void dot_tile_scalar(int32_t sum[1][EDR_PANEL], const uint8_t *x, 
 #define TILE_ROWS 1
 #define TILE_F32 1
 #define TILE_U8 1
-#define TILE_TAIL 1
+#define TILE_MID 1
 #define DOT_TILE(sum, x, b, k, rows) dot_tile_scalar(sum, x, b, k)
 #include "kernels_float.h"
 #include "kernels_product.h"
@@ -57,7 +61,7 @@ static inline void dot_tile_scalar(int32_t sum[1][EDR_PANEL], const uint8_t *x, 
 #undef TILE_ROWS
 #undef TILE_F32
 #undef TILE_U8
-#undef TILE_TAIL
+#undef TILE_MID
 #undef DOT_TILE
 
 TABLE(scalar_kernels, scalar, scalar)
@@ -103,7 +107,7 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
 #define TILE_ROWS 3
 #define TILE_F32 3
 #define TILE_U8 3
-#define TILE_TAIL 1
+#define TILE_MID 1
 #define DOT_TILE(sum, x, b, k, rows)          \
     do {                                      \
         dot_half_avx2(sum, 0, x, b, k, rows); \
@@ -115,7 +119,7 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
 #undef TILE_ROWS
 #undef TILE_F32
 #undef TILE_U8
-#undef TILE_TAIL
+#undef TILE_MID
 #undef DOT_TILE
 
 TABLE(avx2_kernels, avx2, avx2)
@@ -136,24 +140,41 @@ TABLE(avx512_kernels, avx512, avx2)
 #define EDR_VNNI
 #include "vector.h"
 
-TARGET static ALWAYS_INLINE void dot_tile_vnni(__m512i sum[12][2], const uint8_t *x, const int8_t *b, int64_t k, const int rows)
-{
-    UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
-    for (int64_t i = 0; i < k; i += 4, b += 4 * EDR_PANEL) {
-        const __m512i left = _mm512_loadu_si512(b), right = _mm512_loadu_si512(b + 64);
-        UNROLL for (int r = 0; r < rows; r++) {
-            int32_t four;
-            memcpy(&four, x + r * k + i, 4);
-            const __m512i spread = _mm512_set1_epi32(four);
-            sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], spread, left);
-            sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], spread, right);
-        }
+/*
+ * The sums have names, and pass through an empty statement that wants them in registers: otherwise the compiler (GCC 12)
+ * stores all 24 of them at every step of k, for the sake of what follows, and that halves the speed.
+ */
+#define EACH_1(DO) DO(0)
+#define EACH_4(DO) DO(0) DO(1) DO(2) DO(3)
+#define EACH_12(DO) EACH_4(DO) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
+#define ZERO(r) __m512i left##r = _mm512_setzero_si512(), right##r = left##r;
+#define STEP(r)                                          \
+    memcpy(&four, x + r * k + i, 4);                     \
+    spread = _mm512_set1_epi32(four);                    \
+    left##r = _mm512_dpbusd_epi32(left##r, spread, b0);  \
+    right##r = _mm512_dpbusd_epi32(right##r, spread, b1);
+#define KEEP(r)                                         \
+    __asm__("" : "+v"(left##r), "+v"(right##r));        \
+    sum[r][0] = left##r, sum[r][1] = right##r;
+#define DOT(ROWS)                                                                                                              \
+    TARGET static ALWAYS_INLINE void dot_##ROWS##_vnni(__m512i sum[12][2], const uint8_t *x, const int8_t *b, int64_t k)       \
+    {                                                                                                                          \
+        EACH_##ROWS(ZERO)                                                                                                      \
+        for (int64_t i = 0; i < k; i += 4, b += 4 * EDR_PANEL) {                                                               \
+            const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 64);                                         \
+            int32_t four;                                                                                                      \
+            __m512i spread;                                                                                                    \
+            EACH_##ROWS(STEP)                                                                                                  \
+        }                                                                                                                      \
+        EACH_##ROWS(KEEP)                                                                                                      \
     }
-}
+DOT(1)
+DOT(4)
+DOT(12)
 
 #define TILE_U8 12
-#define TILE_TAIL 4
-#define DOT_TILE(sum, x, b, k, rows) dot_tile_vnni(sum, x, b, k, rows)
+#define TILE_MID 4
+#define DOT_TILE(sum, x, b, k, rows) (rows == 12 ? dot_12_vnni(sum, x, b, k) : rows == 4 ? dot_4_vnni(sum, x, b, k) : dot_1_vnni(sum, x, b, k))
 #include "kernels_float.h"
 #include "kernels_product.h"
 

@@ -24,12 +24,26 @@ TARGET static ALWAYS_INLINE void FN(finish)(VF y, float *out, const int then)
     STORE(out, y);
 }
 
+/*
+ * Tiles of one height down a panel. Each height and ending is a function of its own that is not inlined: in a small
+ * function the compiler keeps all sums in registers, in a large one it also stores them at every step of k, which halves
+ * the speed. Rows come in three heights, so that few are left for the slow one of a single row.
+ */
+#undef TILES
+#define TILES(NAME, TILE, HEIGHT, THEN)                                                                                                  \
+    TARGET static NEVER_INLINE void FN(NAME)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t begin, int64_t end, float *out, \
+                                             int64_t ldo)                                                                                \
+    {                                                                                                                                    \
+        for (int64_t r = begin; r < end; r += HEIGHT) FN(TILE)(w, panel, x, r, out + r * ldo, ldo, HEIGHT, THEN);                        \
+    }
+
 /* ----------------------------------------------------------------------------------------------------------- float32 */
 
-TARGET static ALWAYS_INLINE void FN(tile_f32)(const edr_linear *w, int64_t panel, const float *x, float *out, int64_t ldo, const int rows,
-                                              const int then)
+TARGET static ALWAYS_INLINE void FN(tile_f32)(const edr_linear *w, int64_t panel, const edr_rows *in, int64_t row, float *out, int64_t ldo,
+                                              const int rows, const int then)
 {
     const int64_t k = w->inputs;
+    const float *x = (const float *)in->data + row * k;
     const float *b = (const float *)w->weight + panel * k * EDR_PANEL, *bias = w->bias + panel * EDR_PANEL;
     VF sum[TILE_ROWS][PARTS], part[PARTS];
     UNROLL for (int r = 0; r < rows; r++) {
@@ -47,24 +61,22 @@ TARGET static ALWAYS_INLINE void FN(tile_f32)(const edr_linear *w, int64_t panel
     }
 }
 
-TARGET static ALWAYS_INLINE void FN(panels_f32)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out,
-                                                int64_t ldo, const int then)
-{
-    const float *rows = (const float *)x->data;
-    for (int64_t p = 0; p < panels; p++, out += EDR_PANEL) {
-        int64_t r = 0;
-        for (; r + TILE_F32 <= m; r += TILE_F32) FN(tile_f32)(w, first + p, rows + r * w->inputs, out + r * ldo, ldo, TILE_F32, then);
-        for (; r < m; r++) FN(tile_f32)(w, first + p, rows + r * w->inputs, out + r * ldo, ldo, 1, then);
-    }
-}
+TILES(tall_store_f32, tile_f32, TILE_F32, EDR_STORE)
+TILES(tall_gelu_f32, tile_f32, TILE_F32, EDR_GELU)
+TILES(tall_add_f32, tile_f32, TILE_F32, EDR_ADD)
+TILES(low_store_f32, tile_f32, 1, EDR_STORE)
+TILES(low_gelu_f32, tile_f32, 1, EDR_GELU)
+TILES(low_add_f32, tile_f32, 1, EDR_ADD)
 
 TARGET static void FN(product_f32)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
                                    int then)
 {
-    switch (then) {
-    case EDR_GELU: FN(panels_f32)(w, first, panels, x, m, out, ldo, EDR_GELU); return;
-    case EDR_ADD: FN(panels_f32)(w, first, panels, x, m, out, ldo, EDR_ADD); return;
-    default: FN(panels_f32)(w, first, panels, x, m, out, ldo, EDR_STORE); return;
+    static const tiles tall[3] = {FN(tall_store_f32), FN(tall_gelu_f32), FN(tall_add_f32)};
+    static const tiles low[3] = {FN(low_store_f32), FN(low_gelu_f32), FN(low_add_f32)};
+    const int64_t whole = m / TILE_F32 * TILE_F32;
+    for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
+        tall[then](w, p, x, 0, whole, out, ldo);
+        low[then](w, p, x, whole, m, out, ldo);
     }
 }
 
@@ -92,24 +104,27 @@ TARGET static ALWAYS_INLINE void FN(tile_u8)(const edr_linear *w, int64_t panel,
     }
 }
 
-TARGET static ALWAYS_INLINE void FN(panels_u8)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out,
-                                               int64_t ldo, const int then)
-{
-    for (int64_t p = 0; p < panels; p++, out += EDR_PANEL) {
-        int64_t r = 0;
-        for (; r + TILE_U8 <= m; r += TILE_U8) FN(tile_u8)(w, first + p, x, r, out + r * ldo, ldo, TILE_U8, then);
-        for (; r + TILE_TAIL <= m; r += TILE_TAIL) FN(tile_u8)(w, first + p, x, r, out + r * ldo, ldo, TILE_TAIL, then);
-        for (; r < m; r++) FN(tile_u8)(w, first + p, x, r, out + r * ldo, ldo, 1, then);
-    }
-}
+TILES(tall_store_u8, tile_u8, TILE_U8, EDR_STORE)
+TILES(tall_gelu_u8, tile_u8, TILE_U8, EDR_GELU)
+TILES(tall_add_u8, tile_u8, TILE_U8, EDR_ADD)
+TILES(mid_store_u8, tile_u8, TILE_MID, EDR_STORE)
+TILES(mid_gelu_u8, tile_u8, TILE_MID, EDR_GELU)
+TILES(mid_add_u8, tile_u8, TILE_MID, EDR_ADD)
+TILES(low_store_u8, tile_u8, 1, EDR_STORE)
+TILES(low_gelu_u8, tile_u8, 1, EDR_GELU)
+TILES(low_add_u8, tile_u8, 1, EDR_ADD)
 
 TARGET static void FN(product_u8)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
                                   int then)
 {
-    switch (then) {
-    case EDR_GELU: FN(panels_u8)(w, first, panels, x, m, out, ldo, EDR_GELU); return;
-    case EDR_ADD: FN(panels_u8)(w, first, panels, x, m, out, ldo, EDR_ADD); return;
-    default: FN(panels_u8)(w, first, panels, x, m, out, ldo, EDR_STORE); return;
+    static const tiles tall[3] = {FN(tall_store_u8), FN(tall_gelu_u8), FN(tall_add_u8)};
+    static const tiles mid[3] = {FN(mid_store_u8), FN(mid_gelu_u8), FN(mid_add_u8)};
+    static const tiles low[3] = {FN(low_store_u8), FN(low_gelu_u8), FN(low_add_u8)};
+    const int64_t whole = m / TILE_U8 * TILE_U8, most = whole + (m - whole) / TILE_MID * TILE_MID;
+    for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
+        tall[then](w, p, x, 0, whole, out, ldo);
+        mid[then](w, p, x, whole, most, out, ldo);
+        low[then](w, p, x, most, m, out, ldo);
     }
 }
 #endif
