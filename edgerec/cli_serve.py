@@ -23,12 +23,24 @@ threads = click.option("--threads", type=click.IntRange(min=1), help="Engine thr
 @click.argument("bundle", type=NEW_FOLDER)
 @click.option("--backend", default="ort", show_default=True, type=click.Choice(["ort", "native", "reference"]), help="What will run the model.")
 @click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "int8"]), help="Arithmetic of the engine.")
+@click.option("--ndcg-drop", type=float, help="Gate: how much nDCG@10 may be lost.  [default: the model's recipe, or the builder's]")
+@click.option("--tau", type=float, help="Gate: the least Kendall tau.")
+@click.option("--nan-count", type=int, help="Gate: how many logits may be NaN.")
 @as_json
-def build_engine(export: Path, bundle: Path, backend: str, precision: str, as_json: bool) -> None:
+def build_engine(
+    export: Path,
+    bundle: Path,
+    backend: str,
+    precision: str,
+    ndcg_drop: float | None,
+    tau: float | None,
+    nan_count: int | None,
+    as_json: bool,
+) -> None:
     """Build the BUNDLE of an EXPORT folder for this machine.
 
-    The built engine is compared with the fp32 graph on the calibration queries: logits, top-k overlap, nDCG@10. Above a tolerance the
-    exit code is 1 and no bundle is written.
+    The built engine is compared with the fp32 graph on the calibration queries: logits, top-k overlap, nDCG@10, Kendall tau, NaN. Beyond a
+    gate the exit code is 1 and no bundle is written.
 
     \b
     Example:
@@ -37,7 +49,9 @@ def build_engine(export: Path, bundle: Path, backend: str, precision: str, as_js
     with needs("build"):
         from .builder import build_engine as run
 
-        report = run(export, bundle, backend=backend, precision=precision)
+        given = {"ndcg_drop": ndcg_drop, "tau": tau, "nan_count": nan_count}
+        gate = {name: bound for name, bound in given.items() if bound is not None}
+        report = run(export, bundle, backend=backend, precision=precision, gate=gate)
     show(report.to_json(), as_json=as_json)
 
 

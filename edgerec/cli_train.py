@@ -43,14 +43,16 @@ def _summary(out: Path, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--teacher", required=True, type=EXISTING_FOLDER, help="A folder that `edgerec train` wrote.")
+@click.option(
+    "--teacher", "teachers", multiple=True, required=True, type=EXISTING_FOLDER, help="A folder of `edgerec train`; repeated: an ensemble."
+)
 @data_folders
 @click.option("--student", required=True, type=click.Path(path_type=Path), help="The student's recipe: a TOML file, or a shipped name.")
 @click.option("--out", required=True, type=NEW_FOLDER, help="The student's folder.")
 @resume
 @as_json
-def distill(teacher: Path, data: tuple[Path, ...], student: Path, out: Path, resume: bool, as_json: bool) -> None:
-    """Train a small student on a teacher's scores and on the judgements.
+def distill(teachers: tuple[Path, ...], data: tuple[Path, ...], student: Path, out: Path, resume: bool, as_json: bool) -> None:
+    """Train a small student on the scores of one or more teachers and on the judgements.
 
     \b
     Example:
@@ -61,8 +63,31 @@ def distill(teacher: Path, data: tuple[Path, ...], student: Path, out: Path, res
         from .training.distill import distill as run
 
         settings = load_recipe(student)
-        result = run(teacher, data, settings, out, resume=resume, progress=on_terminal())
+        result = run(teachers, data, settings, out, resume=resume, progress=on_terminal())
     show(result if as_json else _summary(out, result), as_json=as_json)
+
+
+@click.command()
+@click.argument("student", type=EXISTING_FOLDER)
+@click.argument("out", type=NEW_FOLDER)
+@click.option("--recipe", required=True, type=click.Path(path_type=Path), help="A TOML file with a [prune] table, or a shipped name.")
+@data_folders
+@click.option("--teacher", "teachers", multiple=True, type=EXISTING_FOLDER, help="Teaches the recovery.  [default: STUDENT as it was]")
+@resume
+@as_json
+def prune(student: Path, out: Path, recipe: Path, data: tuple[Path, ...], teachers: tuple[Path, ...], resume: bool, as_json: bool) -> None:
+    """Make a STUDENT physically smaller: heads, FFN columns, vocabulary; then train it to recover.
+
+    \b
+    Example:
+      edgerec prune student student-pruned --recipe prune-l6 --data shop --teacher teacher
+    """
+    with needs("train"):
+        from .training.config import load_recipe
+        from .training.prune import prune as run
+
+        result = run(student, data, load_recipe(recipe), out, teachers=teachers, resume=resume, progress=on_terminal())
+    show(result if as_json else _summary(out, result) | {"pruning": result["pruning"]}, as_json=as_json)
 
 
 @click.command()
@@ -92,9 +117,7 @@ def export(student: Path, export: Path, data: tuple[Path, ...], as_json: bool) -
 @click.option("--split", default="dev", show_default=True, help="The split: a file in FOLDER/qrels.")
 @click.option("--model", "models", multiple=True, type=EXISTING_FOLDER, help="A teacher or student folder; may be repeated.")
 @click.option("--bundle", "bundles", multiple=True, type=EXISTING_FOLDER, help="A bundle; may be repeated.")
-@click.option(
-    "--min-judged", default=2, show_default=True, type=click.IntRange(min=1), help="Leave out queries with fewer judged items."
-)
+@click.option("--min-judged", default=2, show_default=True, type=click.IntRange(min=1), help="Leave out queries with fewer judged items.")
 @click.option("--latency", is_flag=True, help="Also time every model and bundle on 100 first-stage candidates a query.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap intervals.")
 @click.option("--json", "json_file", type=NEW_FILE, help="Also write the table as JSON to this file.")
@@ -119,9 +142,7 @@ def evaluate(
     with needs("train"):
         from .training.evaluate import evaluate as run
 
-        table = run(
-            data, split, models=models, bundles=bundles, min_judged=min_judged, latency=latency, seed=seed, command=command_line()
-        )
+        table = run(data, split, models=models, bundles=bundles, min_judged=min_judged, latency=latency, seed=seed, command=command_line())
     if json_file is not None:
         write_text(json_file, dump(table.to_json()) + "\n")
     if report is not None:

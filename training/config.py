@@ -30,6 +30,22 @@ class TextSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AttackSettings:
+    """Adversarial steps, see `edgerec.training.attack`; each costs a second forward and backward pass.
+
+    Attributes
+    ----------
+    kind : ``none``; ``fgm`` moves the word embeddings; ``awp`` the weight matrices.
+    epsilon : for ``fgm`` the length of the move; for ``awp`` its share of the length of each matrix.
+    start : the share of the run that is over before the first such step.
+    """
+
+    kind: str = "none"
+    epsilon: float = 0.5
+    start: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class FitSettings:
     """One optimisation run.
 
@@ -39,6 +55,9 @@ class FitSettings:
     passes : data set name -> passes over it in one epoch; 1 where absent.
     eval_every : steps between evaluations on dev (and checkpoints); 0 means four times an epoch.
     precision : ``auto`` takes bf16 autocast where the processor has it, else ``fp32``; ``bf16`` insists.
+    layer_decay : each layer learns at this share of the rate of the one above it, see `edgerec.training.groups`; 1 is one rate for all.
+    ema : decay of the moving average of the weights, which is evaluated and kept in their stead; 0 keeps the weights themselves.
+    attack : adversarial steps.
     """
 
     epochs: int = 1
@@ -53,6 +72,9 @@ class FitSettings:
     precision: str = "auto"
     max_steps: int = 0
     passes: Mapping[str, int] = field(default_factory=dict)
+    layer_decay: float = 1.0
+    ema: float = 0.0
+    attack: AttackSettings = field(default_factory=AttackSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +86,44 @@ class LossSettings:
     bce : graded regression: binary cross-entropy of the logit against ``(g - min) / (max - min)``.
     classes : K > 1 replaces the one-logit head by K classes with expected gain as the score; 0 keeps one logit.
     listwise : softmax cross-entropy over a query's items against their normalised gains.
+    pairwise : logistic loss of the score margin of every two items of a query that differ in grade; ``pairwise_by_margin`` weighs such a
+        pair by how much they differ.
     margin_mse : distillation: squared error of all score margins within a query.
     listwise_kl : distillation: KL(teacher || student) of the softmax over a query's items at ``temperature``.
     mse : distillation: squared error of the logit itself.
+    r_drop : every step runs twice, under different dropout, and the two answers are drawn together by this weight.
     """
 
     bce: float = 1.0
     classes: int = 0
     listwise: float = 0.0
+    pairwise: float = 0.0
+    pairwise_by_margin: bool = False
     margin_mse: float = 0.0
     listwise_kl: float = 0.0
     mse: float = 0.0
+    r_drop: float = 0.0
     temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentSettings:
+    """Changes to the text that training sees, see `edgerec.training.augment`; the chance of each for a row, from 0 to 1.
+
+    Attributes
+    ----------
+    typo : one slip of the keyboard in a word of the query.
+    token_drop, token_swap : a word of the query left out; two neighbours swapped.
+    field_drop : all but the first of the item's fields, each by itself, left out.
+    hook : the query goes through ``hook_function``, ``"module:name"``, a callable ``(text, seed) -> text``: back-translation, say.
+    """
+
+    typo: float = 0.0
+    token_drop: float = 0.0
+    token_swap: float = 0.0
+    field_drop: float = 0.0
+    hook: float = 0.0
+    hook_function: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +166,59 @@ class StudentSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class EnsembleSettings:
+    """How several teachers become one, see `edgerec.training.targets`; of no effect with one teacher and no weak ranker.
+
+    Attributes
+    ----------
+    calibration : ``platt`` (on the training judgements) or ``standardise`` (on all training pairs).
+    weak : whether the weak ranker of `edgerec.training.weak` is a member; ``weak_cosine`` is the share of the sentence embeddings of the
+        encoder ``weak_base`` in it, the rest is word coverage.
+    """
+
+    calibration: str = "platt"
+    weak: bool = False
+    weak_base: str = ""
+    weak_cosine: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PruneSettings:
+    """What `edgerec prune` takes away, see `edgerec.training.prune` and `edgerec.training.vocabulary`.
+
+    Attributes
+    ----------
+    flops : share of the encoder's multiplications that stays; 1 keeps all heads and columns, and nothing is trained.
+    batches : training steps whose gradients judge heads and columns.
+    vocabulary : whether tokens that the data folders do not use are taken out; ``min_count`` is how often one must stand in items or
+        training queries to stay.
+    """
+
+    flops: float = 1.0
+    batches: int = 64
+    vocabulary: bool = False
+    min_count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    """What `edgerec build-engine` accepts of this model, in place of the builder's own bounds; below 0: the builder's.
+
+    Attributes
+    ----------
+    ndcg_drop : loss of nDCG@10; tau : least Kendall tau; nan_count : logits that may be NaN.
+    """
+
+    ndcg_drop: float = -1.0
+    tau: float = -1.0
+    nan_count: int = -1
+
+    def to_json(self) -> dict[str, float]:
+        """The bounds that are set, as ``model.json`` carries them."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value >= 0}
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A training recipe: a name, a seed and groups of settings."""
 
@@ -126,8 +227,12 @@ class Recipe:
     text: TextSettings = field(default_factory=TextSettings)
     fit: FitSettings = field(default_factory=FitSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
     warm_up: WarmUpSettings = field(default_factory=WarmUpSettings)
     student: StudentSettings = field(default_factory=StudentSettings)
+    ensemble: EnsembleSettings = field(default_factory=EnsembleSettings)
+    prune: PruneSettings = field(default_factory=PruneSettings)
+    gate: GateSettings = field(default_factory=GateSettings)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as kept in ``training.json``."""
@@ -184,7 +289,9 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
 
 
 def _check(recipe: Recipe, place: str) -> None:
-    fit, loss, text, warm_up, student = recipe.fit, recipe.loss, recipe.text, recipe.warm_up, recipe.student
+    fit, loss, text, warm_up, student, augment = recipe.fit, recipe.loss, recipe.text, recipe.warm_up, recipe.student, recipe.augment
+    chances = (augment.typo, augment.token_drop, augment.token_swap, augment.field_drop, augment.hook)
+    terms = (loss.bce, loss.listwise, loss.pairwise, loss.margin_mse, loss.listwise_kl, loss.mse)
     rules = [
         (fit.epochs >= 1 and fit.batch_size >= 1 and fit.group_size >= 1, "fit.epochs, batch_size and group_size must be at least 1"),
         (fit.learning_rate > 0 and fit.feature_learning_rate > 0, "learning rates must be above 0"),
@@ -192,7 +299,17 @@ def _check(recipe: Recipe, place: str) -> None:
         (fit.precision in ("auto", "fp32", "bf16"), "fit.precision is auto, fp32 or bf16"),
         (loss.classes != 1 and loss.classes >= 0, "loss.classes is 0 (one logit) or at least 2"),
         (loss.temperature > 0, "loss.temperature must be above 0"),
-        (loss.bce + loss.listwise + loss.margin_mse + loss.listwise_kl + loss.mse > 0, "at least one loss term needs a weight above 0"),
+        (0 < fit.layer_decay <= 1 and 0 <= fit.ema < 1, "fit.layer_decay is in (0, 1], fit.ema in [0, 1)"),
+        (
+            fit.attack.kind in ("none", "fgm", "awp") and fit.attack.epsilon > 0 and 0 <= fit.attack.start < 1,
+            "fit.attack: kind is none, fgm or awp, epsilon above 0, start in [0, 1)",
+        ),
+        (
+            sum(terms) > 0 and min(*terms, loss.r_drop) >= 0,
+            "loss weights are at least 0, and at least one loss term needs one above 0",
+        ),
+        (all(0 <= chance <= 1 for chance in chances), "augment: every chance is in [0, 1]"),
+        (not augment.hook or ":" in augment.hook_function, "augment.hook_function is 'module:name' where augment.hook is above 0"),
         (text.max_tokens > text.max_query_tokens + 4, "text.max_tokens must leave room for the item"),
         (
             set(text.item_fields) <= {"title", "text", "brand", "category"} and text.item_fields,
@@ -203,6 +320,12 @@ def _check(recipe: Recipe, place: str) -> None:
             student.span_queries >= 0 and student.unlabelled_per_query >= 0,
             "student: span_queries and unlabelled_per_query must not be negative",
         ),
+        (recipe.ensemble.calibration in ("platt", "standardise"), "ensemble.calibration is platt or standardise"),
+        (
+            0 <= recipe.ensemble.weak_cosine <= 1 and (not recipe.ensemble.weak_cosine or recipe.ensemble.weak_base),
+            "ensemble.weak_cosine is in [0, 1]; above 0 it needs ensemble.weak_base, the encoder's folder",
+        ),
+        (0 < recipe.prune.flops <= 1 and recipe.prune.batches >= 1, "prune.flops is in (0, 1], prune.batches at least 1"),
         (student.buckets >= 1 and 1 <= student.slots <= 256, "student.buckets >= 1, 1 <= slots <= 256"),
     ]
     broken = [message for holds, message in rules if not holds]

@@ -20,6 +20,7 @@ from edgerec.errors import EdgerecError, InputError
 from edgerec.features import add_golden
 from edgerec.types import Item, UserProfile
 
+from .config import recipe_from_json
 from .pairs import Pairs, TokenTable, judged_pairs
 from .provenance import read_training_json
 from .student import StudentScorer, student_from_encoder
@@ -27,6 +28,8 @@ from .teacher import Teacher, train_datasets
 
 OPSET = 20
 TOLERANCE = 1e-3
+SIZES = ("layers", "hidden", "heads", "intermediate", "vocab", "layer_heads", "layer_intermediate")
+"""Of the student, in model.json; the last two only of a pruned one."""
 CALIBRATION_QUERIES = 64
 CALIBRATION_ROWS = 1024
 SHAPES = ((1, 5), (2, 17), (7, 33), (16, 64), (33, 24))
@@ -99,13 +102,14 @@ def _write(scorer: StudentScorer, info: dict[str, Any], student: Path, out: Path
         "format": "edgerec-export",
         "version": 1,
         "name": info["recipe"]["name"],
-        "student": {k: getattr(shape, k) for k in ("layers", "hidden", "heads", "intermediate", "vocab")},
+        "student": {k: v for k in SIZES if (v := getattr(shape, k)) != ()},
         "text": scorer.text.spec.to_json(),
         "features": add_golden(spec, GOLDEN).to_json() if spec else None,
         "grades": info.get("grades"),
         "training": {k: info[k] for k in ("identity", "versions", "machine", "best_step", "steps")},
         "dev_metrics": info["dev"],
         "export_check": check,
+        "gate": recipe_from_json(info["recipe"], str(student)).gate.to_json(),
     }
     if data:
         datasets = train_datasets(data)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from edgerec.errors import EdgerecError, InputError
 
+from .attack import perturbed
+from .average import Average
 from .config import FitSettings
 from .pairs import Rows
 
@@ -26,7 +28,7 @@ from .pairs import Rows
 class Task(Protocol):
     """What is learnt: a loss over rows, and a figure of merit on dev."""
 
-    def losses(self, rows: Rows) -> dict[str, Tensor]:
+    def losses(self, rows: Rows, epoch: int) -> dict[str, Tensor]:
         """Loss terms by name, weighted; their sum is minimised."""
         ...
 
@@ -83,7 +85,7 @@ def fit(
     seed: int,
     progress: bool,
 ) -> dict[str, Any]:
-    """Minimise ``task``'s losses; leave the best weights in ``model``.
+    """Minimise ``task``'s losses; leave the best weights in ``model`` (of the moving average, where ``settings.ema`` asks for one).
 
     Parameters
     ----------
@@ -108,41 +110,46 @@ def fit(
     optimizer = torch.optim.AdamW(list(groups), weight_decay=settings.weight_decay, fused=True)
     warm = max(1, round(total * settings.warmup))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / warm, max(0.0, (total - s) / max(1, total - warm))))
-    state = _Checkpoint(run / "checkpoint.pt", identity)
-    start, best, history = state.load(model, optimizer, scheduler)
+    average = Average(model, settings.ema) if settings.ema else None
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler} | ({"average": average} if average else {})
+    state = _Checkpoint(run / "checkpoint.pt", identity, parts)
+    start, best, history = state.load()
     if start == 0:
         seed_everything(seed)
     with SummaryWriter(str(run / "tensorboard")) as writer, tqdm(total=total, initial=start, disable=not progress, unit="step") as bar:
         for step in range(start, total):
             model.train()
-            with autocast(settings.precision):
-                terms = task.losses(schedule[step][1])
-            loss = torch.stack(list(terms.values())).sum()
-            if not bool(torch.isfinite(loss)):
+            optimizer.zero_grad(set_to_none=True)
+            terms, loss = _backward(task, *schedule[step], settings.precision)
+            if not math.isfinite(loss):
                 raise EdgerecError(
-                    f"the loss became {loss.item()} at step {step} of {total}; the last good checkpoint is in {run}. "
+                    f"the loss became {loss} at step {step} of {total}; the last good checkpoint is in {run}. "
                     "Start anew with a lower fit.learning_rate or fit.precision = 'fp32'; a changed recipe cannot resume this run"
                 )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            if settings.attack.kind != "none" and step >= settings.attack.start * total:
+                with perturbed(model, settings.attack):
+                    _backward(task, *schedule[step], settings.precision)
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimizer.step()
             scheduler.step()
+            if average:
+                average.update()
             for name, value in terms.items():
-                writer.add_scalar(f"loss/{name}", value.item(), step)
+                writer.add_scalar(f"loss/{name}", value, step)
             writer.add_scalar("gradient_norm", float(norm), step)
             writer.add_scalar("learning_rate", optimizer.param_groups[0]["lr"], step)
             bar.update()
             if (step + 1) % every == 0 or step + 1 == total:
-                metrics = task.evaluate()
+                with average.in_place() if average else nullcontext():
+                    metrics = task.evaluate()
+                    if metrics["objective"] > best["objective"]:
+                        best = {"step": step + 1, **metrics}
+                        _save_atomically(model.state_dict(), run / "best.pt")
                 for name, figure in metrics.items():
                     writer.add_scalar(f"dev/{name}", figure, step)
-                history.append({"step": step + 1, "loss": loss.item(), **metrics})
-                bar.set_postfix(loss=f"{loss.item():.4f}", objective=f"{metrics['objective']:.4f}")
-                if metrics["objective"] > best["objective"]:
-                    best = {"step": step + 1, **metrics}
-                    _save_atomically(model.state_dict(), run / "best.pt")
-                state.save(model, optimizer, scheduler, step + 1, best, history)
+                history.append({"step": step + 1, "loss": loss, **metrics})
+                bar.set_postfix(loss=f"{loss:.4f}", objective=f"{metrics['objective']:.4f}")
+                state.save(step + 1, best, history)
     if best["step"] == 0:
         raise EdgerecError("dev metrics were never finite; is the dev split empty or of one grade only?")
     model.load_state_dict(torch.load(run / "best.pt", weights_only=True))
@@ -150,30 +157,36 @@ def fit(
     return {"steps": total, "best_step": int(best["step"]), "dev": dev, "history": history}
 
 
+def _backward(task: Task, epoch: int, rows: Rows, precision: str) -> tuple[dict[str, float], float]:
+    """Add the gradients of one step; its loss terms, and their sum."""
+    with autocast(precision):
+        terms = task.losses(rows, epoch)
+    loss = torch.stack(list(terms.values())).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {name: term.item() for name, term in terms.items()}, loss.item()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Checkpoint:
-    """All that a broken-off run needs to go on as if nothing had happened."""
+    """All that a broken-off run needs to go on as if nothing had happened; ``parts`` have ``state_dict`` and ``load_state_dict``."""
 
     path: Path
     identity: str
+    parts: Mapping[str, Any]
 
-    def save(
-        self, model: nn.Module, optimizer: Any, scheduler: Any, step: int, best: dict[str, float], history: list[dict[str, float]]
-    ) -> None:
+    def save(self, step: int, best: dict[str, float], history: list[dict[str, float]]) -> None:
         state = {
             "identity": self.identity,
             "step": step,
             "best": best,
             "history": json.dumps(history),
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
+            **{name: part.state_dict() for name, part in self.parts.items()},
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         _save_atomically(state, self.path)
 
-    def load(self, model: nn.Module, optimizer: Any, scheduler: Any) -> tuple[int, dict[str, float], list[dict[str, float]]]:
+    def load(self) -> tuple[int, dict[str, float], list[dict[str, float]]]:
         if not self.path.exists():
             return 0, {"step": 0, "objective": -math.inf}, []
         try:
@@ -184,9 +197,8 @@ class _Checkpoint:
             raise InputError(
                 f"{self.path} belongs to another recipe, other data or another base model; delete {self.path.parent} to start anew"
             )
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])

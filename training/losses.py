@@ -56,6 +56,34 @@ def listwise_softmax(scores: Tensor, labels: Tensor, groups: Tensor, temperature
     return -((targets / total.clamp(min=1e-9).unsqueeze(1)) * log_p).sum(1)[usable].mean()
 
 
+def pairwise_logistic(scores: Tensor, labels: Tensor, groups: Tensor, *, by_margin: bool = False) -> Tensor:
+    """Mean over all pairs of one query with ``labels[i] > labels[j]`` of ``log(1 + exp(scores[j] - scores[i]))``; 0 if there is none.
+
+    ``by_margin`` weighs a pair by ``labels[i] - labels[j]``. Rows with NaN labels make no pairs.
+
+    Source: Burges et al., Learning to rank using gradient descent, ICML 2005 (RankNet).
+    """
+    difference = labels.unsqueeze(1) - labels.unsqueeze(0)  # NaN compares false
+    better, worse = torch.nonzero((difference > 0) & (groups.unsqueeze(1) == groups.unsqueeze(0)), as_tuple=True)
+    if not len(better):
+        return scores.sum() * 0.0
+    loss = F.softplus(scores[worse] - scores[better])
+    weights = difference[better, worse].to(loss.dtype) if by_margin else torch.ones_like(loss)
+    return (loss * weights).sum() / weights.sum()
+
+
+def r_drop(outputs: Tensor, again: Tensor) -> Tensor:
+    """Symmetric divergence of two answers to the same rows, [P, 1] logits of a yes or [P, K] of classes.
+
+    Source: Wu et al., R-Drop, arXiv 2106.14448. The mean of KL(p || q) and KL(q || p) is ``sum((p - q) (log p - log q)) / 2``, for one
+    logit ``(p - q) (x - y) / 2``.
+    """
+    x, y = outputs.float(), again.float()
+    if outputs.shape[1] == 1:
+        return ((x.sigmoid() - y.sigmoid()) * (x - y)).mean() / 2
+    return ((x.softmax(1) - y.softmax(1)) * (x.log_softmax(1) - y.log_softmax(1))).sum(1).mean() / 2
+
+
 def margin_mse(student: Tensor, teacher: Tensor, groups: Tensor) -> Tensor:
     """Mean squared error of the score margins of all item pairs within each query.
 

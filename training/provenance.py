@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ from .config import Recipe
 from .data import Dataset
 
 
-def provenance(datasets: Sequence[Dataset], recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, Any]:
+def provenance(datasets: Sequence[Dataset], recipe: Recipe, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Data hashes, seed, versions and machine; ``identity`` is the part a resumed run must share."""
     data = {d.name: d.sha256 for d in datasets}
     packages = ("edgerec", "torch", "transformers", "tokenizers", "numpy")
@@ -48,13 +49,22 @@ def finish(out: Path, run: Path, info: Mapping[str, Any], write: Callable[[Path]
     return dict(info)
 
 
-def read_training_json(folder: Path, kind: str) -> dict[str, Any]:
-    """The folder's ``training.json``. Raises BundleError unless it is of the ``kind`` expected (``teacher`` or ``student``)."""
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of a model folder's weights: what it is, whatever it is called."""
+    names = ("model.safetensors", "student.safetensors")
+    path = next((folder / name for name in names if (folder / name).exists()), folder / names[0])
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_training_json(folder: Path, *kinds: str) -> dict[str, Any]:
+    """The folder's ``training.json``. Raises BundleError unless it is of a kind expected (``teacher`` or ``student``)."""
     path = folder / "training.json"
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise BundleError(f"{path}: {e}; expected a folder written by `edgerec train` or `edgerec distill`") from e
-    if not isinstance(info, dict) or info.get("kind") != kind:
-        raise BundleError(f"{folder} is no {kind} folder (training.json says {info.get('kind') if isinstance(info, dict) else info!r})")
+    if not isinstance(info, dict) or info.get("kind") not in kinds:
+        raise BundleError(
+            f"{folder} is no {' or '.join(kinds)} folder (training.json says {info.get('kind') if isinstance(info, dict) else info!r})"
+        )
     return info

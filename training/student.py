@@ -5,7 +5,7 @@ Shape letters: B rows, T tokens, H hidden, F feature slots, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,11 @@ MASKED = -1e4
 
 @dataclass(frozen=True, slots=True)
 class StudentShape:
-    """Sizes of a student; ``feature_dim`` 0 means that it has no features."""
+    """Sizes of a student; ``feature_dim`` 0 means that it has no features.
+
+    ``heads`` and ``intermediate`` are those of a whole layer, and a head is ``hidden / heads`` wide. A pruned student has fewer of both,
+    in ``layer_heads`` and ``layer_intermediate``, layer by layer; empty where nothing was pruned.
+    """
 
     layers: int
     hidden: int
@@ -46,19 +50,38 @@ class StudentShape:
     buckets: int = 0
     feature_dim: int = 0
     feature_hidden: int = 0
+    layer_heads: tuple[int, ...] = ()
+    layer_intermediate: tuple[int, ...] = ()
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StudentShape:
+        """From ``training.json``. Raises TypeError."""
+        sizes: dict[str, Any] = {name: tuple(size) if isinstance(size, list) else size for name, size in value.items()}
+        return cls(**sizes)
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head."""
+        return self.hidden // self.heads
+
+    def layer_sizes(self) -> list[tuple[int, int]]:
+        """Heads and intermediate size of each layer."""
+        heads = self.layer_heads or (self.heads,) * self.layers
+        return list(zip(heads, self.layer_intermediate or (self.intermediate,) * self.layers, strict=True))
 
 
 class Layer(nn.Module):
     """One post-LayerNorm transformer layer (Devlin et al., arXiv 1810.04805)."""
 
-    def __init__(self, shape: StudentShape) -> None:
+    def __init__(self, hidden: int, heads: int, head_size: int, intermediate: int) -> None:
         super().__init__()
-        h = shape.hidden
-        self.heads = shape.heads
-        self.query, self.key, self.value, self.attention_output = (nn.Linear(h, h) for _ in range(4))
+        h, width = hidden, heads * head_size
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(h, width) for _ in range(3))
+        self.attention_output = nn.Linear(width, h)
         self.attention_norm = nn.LayerNorm(h, eps=1e-12)
-        self.intermediate = nn.Linear(h, shape.intermediate)
-        self.output = nn.Linear(shape.intermediate, h)
+        self.intermediate = nn.Linear(h, intermediate)
+        self.output = nn.Linear(intermediate, h)
         self.output_norm = nn.LayerNorm(h, eps=1e-12)
         self.dropout = nn.Dropout(0.1)
 
@@ -85,7 +108,7 @@ class TextTower(nn.Module):
         self.position_embeddings = nn.Embedding(shape.positions, shape.hidden)
         self.type_embeddings = nn.Embedding(2, shape.hidden)
         self.embedding_norm = nn.LayerNorm(shape.hidden, eps=1e-12)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.layers = nn.ModuleList(Layer(shape.hidden, heads, shape.head_size, inner) for heads, inner in shape.layer_sizes())
         self.pooler = nn.Linear(shape.hidden, shape.hidden) if shape.pooler else None
         self.dropout = nn.Dropout(0.1)
 
@@ -234,11 +257,11 @@ class StudentScorer:
         folder = Path(folder)
         info = read_training_json(folder, "student")
         try:
-            student = Student(StudentShape(**info["student"]))
+            student = Student(StudentShape.from_json(info["student"]))
             student.load_state_dict(load_file(folder / "student.safetensors"))
             features = FeatureEncoder(FeatureSpec.from_json(info["features"])) if info["features"] else None
             return cls(student, TextEncoder(folder / "tokenizer.json", TextSpec.from_json(info["text"])), features)
-        except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as e:
             raise BundleError(f"{folder}: damaged student folder: {e}") from e
 
     def forward(self, table: TokenTable, hashed: HashedRows | None, rows: Rows) -> Tensor:
@@ -254,12 +277,15 @@ class StudentScorer:
         return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
 
     @torch.no_grad()
-    def score_pairs(self, pairs: Pairs, *, table: TokenTable | None = None, hashed: HashedRows | None = None) -> NDArray[np.float32]:
-        """Logits, float32 [P], of all rows, in evaluation mode."""
+    def score_pairs(
+        self, pairs: Pairs, rows: Rows | None = None, *, table: TokenTable | None = None, hashed: HashedRows | None = None
+    ) -> NDArray[np.float32]:
+        """Logits, float32 [P], of all rows or of those given, in evaluation mode."""
         self.student.eval()
         table = table or TokenTable(pairs, self.text)
         hashed = hashed or self.hash(pairs)
-        chunks = np.array_split(np.arange(len(pairs)), max(1, len(pairs) // 1024))
+        rows = np.arange(len(pairs)) if rows is None else rows
+        chunks = np.array_split(rows, max(1, len(rows) // 1024))
         return torch.cat([self.forward(table, hashed, chunk) for chunk in chunks]).cpu().numpy()
 
     def hash(self, pairs: Pairs) -> HashedRows | None:

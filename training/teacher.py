@@ -21,10 +21,13 @@ from edgerec.text import TextEncoder, TextSpec, text_spec_from_tokenizer
 from edgerec.types import Item
 
 from . import losses
+from .augment import Augmenter, augmenter
 from .config import LossSettings, Recipe, recipe_from_json
 from .data import Dataset, load_dataset
 from .dev import dev_metrics
+from .groups import parameter_groups
 from .loop import autocast, device, fit, open_run, seed_everything
+from .objective import JUDGED, Answers, loss_terms
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs, query_pairs
 from .provenance import finish, provenance, read_training_json
 from .weak import warm_up_dataset
@@ -87,23 +90,22 @@ class Teacher:
 class _TeacherTask:
     """Graded judgements in, loss out."""
 
-    def __init__(self, teacher: Teacher, train: Pairs, dev: Pairs, settings: LossSettings) -> None:
-        self._teacher, self._train, self._dev, self._settings = teacher, train, dev, settings
+    def __init__(self, teacher: Teacher, train: Pairs, dev: Pairs, settings: LossSettings, augment: Augmenter | None) -> None:
+        self._teacher, self._train, self._dev, self._settings, self._augment = teacher, train, dev, settings, augment
         self._table = TokenTable(train, teacher.encoder)
         self._dev_table = TokenTable(dev, teacher.encoder)
 
-    def losses(self, rows: Rows) -> dict[str, Tensor]:
-        outputs = self._teacher.forward(self._table, rows)
-        labels = torch.from_numpy(self._train.label[rows]).to(outputs.device)
-        groups = torch.from_numpy(self._train.query[rows]).to(outputs.device)
-        s, terms = self._settings, {}
-        if s.bce > 0 and s.classes:
-            terms["cross_entropy"] = s.bce * losses.graded_cross_entropy(outputs, labels)
-        elif s.bce > 0:
-            terms["bce"] = s.bce * losses.graded_bce(outputs[:, 0], labels)
-        if s.listwise > 0:
-            terms["listwise"] = s.listwise * losses.listwise_softmax(self._teacher.scores(outputs), labels, groups, s.temperature)
-        return terms
+    def losses(self, rows: Rows, epoch: int) -> dict[str, Tensor]:
+        table, places = self._table, rows
+        if self._augment:
+            table, places = TokenTable(self._augment.pairs(self._train, rows, epoch), self._teacher.encoder), np.arange(len(rows))
+        labels, groups = torch.from_numpy(self._train.label[rows]), torch.from_numpy(self._train.query[rows])
+
+        def answer() -> Answers:
+            outputs = self._teacher.forward(table, places)
+            return Answers(outputs, self._teacher.scores(outputs), labels.to(outputs.device), groups.to(outputs.device))
+
+        return loss_terms(answer, self._settings)
 
     def evaluate(self) -> dict[str, float]:
         return dev_metrics(self._dev, self._teacher.score_pairs(self._dev, table=self._dev_table))
@@ -122,8 +124,8 @@ def train_teacher(
     ------
     InputError : unusable data, recipe or base model. EdgerecError : training diverged.
     """
-    if recipe.loss.bce + recipe.loss.listwise <= 0:
-        raise InputError("a teacher learns from judgements: give loss.bce or loss.listwise a weight above 0")
+    if not any(getattr(recipe.loss, name) for name in JUDGED):
+        raise InputError(f"a teacher learns from judgements: give one of loss.{', loss.'.join(JUDGED)} a weight above 0")
     out = Path(out)
     datasets = train_datasets(data)
     dev = judged_pairs(datasets, "dev")
@@ -144,9 +146,9 @@ def train_teacher(
 
     result = fit(
         teacher.model,
-        _parameter_groups(teacher.model, recipe),
+        parameter_groups(teacher.model, recipe.fit),
         lambda epoch: [*(batches(epoch, [d.name for d in warm]) if warm and epoch == 0 else []), *batches(epoch, judged)],
-        _TeacherTask(teacher, train, dev, recipe.loss),
+        _TeacherTask(teacher, train, dev, recipe.loss, augmenter(recipe.augment, item_fields=recipe.text.item_fields, seed=recipe.seed)),
         recipe.fit,
         run=run,
         identity=json.dumps(facts["identity"], sort_keys=True),
@@ -167,12 +169,6 @@ def _warm_up_datasets(datasets: Sequence[Dataset], base_model: str, recipe: Reci
         return []
     options: dict[str, Any] = {"max_tokens": recipe.text.max_tokens, "precision": recipe.fit.precision, "seed": recipe.seed}
     return [warm_up_dataset(d, base_model, recipe.warm_up, **options) for d in datasets]
-
-
-def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": decay, "lr": recipe.fit.learning_rate}, {"params": plain, "lr": recipe.fit.learning_rate, "weight_decay": 0.0}]
 
 
 def _load_base(base_model: str, outputs: int) -> Any:

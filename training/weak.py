@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from .config import WarmUpSettings
 from .data import Dataset
 from .first_stage import Bm25, fold_plural
 from .loop import autocast, device
+from .pairs import Pairs
 from .unjudged import CANDIDATES, first_stage_pairs, span_pairs
 
 
@@ -90,6 +92,21 @@ def warm_up_dataset(dataset: Dataset, base_model: str, settings: WarmUpSettings,
     return dataclasses.replace(
         dataset, name=f"{dataset.name}/warm-up", queries=texts, qrels={"train": graded}, grade_min=0.0, grade_max=1.0
     )
+
+
+def weak_scores(
+    pairs: Pairs, datasets: Sequence[Dataset], base_model: str, *, cosine: float, max_tokens: int, precision: str
+) -> NDArray[np.float32]:
+    """The weak label of every pair, float32 [P] in [0, 1]; ``datasets`` in the order of ``pairs.names``."""
+    coverage = [Coverage(dataset) for dataset in datasets]
+    places = zip(pairs.query.tolist(), pairs.item.tolist(), pairs.dataset.tolist(), strict=True)
+    words = np.array([coverage[d].score(pairs.query_texts[q], pairs.items[i].title) for q, i, d in places], np.float32)
+    if not cosine:
+        return words
+    texts = [*pairs.query_texts, *(item.title for item in pairs.items)]
+    vectors = embed(texts, base_model, max_tokens=max_tokens, precision=precision)
+    similar = np.einsum("ph,ph->p", vectors[pairs.query], vectors[len(pairs.query_texts) + pairs.item])
+    return np.asarray(cosine * np.clip(similar, 0, 1) + (1 - cosine) * words, np.float32)
 
 
 class _Cosine:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from .compile import compile_graph
 from .contract import Export, read_export
 from .native import native_engine
 from .pack import pack, probe
-from .parity import Parity, Tolerances, fp32_logits, measure
+from .parity import Parity, Tolerance, Tolerances, fp32_logits, measure
 from .quantize import ACTIVATIONS, quantize_int8
 from .weights import reference_engine
 
@@ -35,6 +36,7 @@ class BuildReport:
     ----------
     bundle : the folder written.
     engine_bytes : size of the engine file.
+    tolerance : the bounds it had to meet.
     reduced_range : int8 weights use 7 bits, because this CPU's 8-bit products saturate.
     timings_s : seconds by step: ``contract quantize compile parity pack``.
     """
@@ -46,6 +48,7 @@ class BuildReport:
     engine_bytes: int
     reduced_range: bool
     parity: Parity
+    tolerance: Tolerance
     timings_s: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -58,6 +61,7 @@ class BuildReport:
             "engine_bytes": self.engine_bytes,
             "reduced_range": self.reduced_range,
             "parity": self.parity.to_json(),
+            "tolerance": {name: bound if math.isfinite(bound) else None for name, bound in asdict(self.tolerance).items()},
             "timings_s": {step: round(seconds, 3) for step, seconds in self.timings_s.items()},
         }
 
@@ -70,6 +74,7 @@ def build_engine(
     precision: str = "fp32",
     activations: str = "token",
     tolerances: Tolerances | None = None,
+    gate: Mapping[str, float] | None = None,
     replace: bool = False,
 ) -> BuildReport:
     """Build a bundle: contract, quantize, compile, parity, pack. Either a complete, checked bundle is written or nothing.
@@ -82,13 +87,13 @@ def build_engine(
     precision : ``fp32``; for ``ort`` and ``native`` also ``int8``.
     activations : for int8 on ``ort``, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is closer to
         fp32) or ``batch`` (faster); see `edgerec.builder.quantize.quantize_int8`.
-    tolerances : the parity gates; default `Tolerances`.
+    tolerances : the parity gates; by default `Tolerances` with the bounds that the model's recipe sets (``model.json: gate``).
+    gate : bounds that go before those: ``ndcg_drop``, ``tau``, ``nan_count``.
 
     Raises
     ------
     BuildError : the export is not understood, a step fails, or the engine does not match the exported graph.
     """
-    tolerances = tolerances or Tolerances()
     if precision not in SUPPORTED.get(backend, ()):
         known = "; ".join(f"{name}: {', '.join(precisions)}" for name, precisions in SUPPORTED.items())
         raise BuildError(f"backend {backend!r} with precision {precision!r} cannot be built; the builder knows {known}")
@@ -99,7 +104,9 @@ def build_engine(
         check_target(bundle, replace=replace)
         with clock.step("contract"):
             source = read_export(export)
-            reference = fp32_logits(source, tolerances.export)
+            bounds = tolerances or Tolerances().with_gate(source.model.get("gate") or {}, f"{export}: model.json")
+            bounds = bounds.with_gate(gate or {}, "build_engine")
+            reference = fp32_logits(source, bounds.export)
         reduced = backend == "ort" and precision == "int8" and int8_saturates(cpu_flags(), platform.machine())
         engine = _engine(source, backend, precision, clock, reduce_range=reduced, activations=activations)
         with clock.step("parity"), tempfile.TemporaryDirectory() as folder:
@@ -109,7 +116,7 @@ def build_engine(
             with closing(open_engine(draft, probe=False)) as built:
                 grade_min = float(source.model["grades"]["min"])
                 parity = measure(built, source.calibration, reference, grade_min=grade_min)
-                parity.check(tolerances.of(precision), f"the {precision} {backend} engine of {source.name}")
+                parity.check(bounds.of(precision), f"the {precision} {backend} engine of {source.name}")
                 rows = probe(built, source)
         with clock.step("pack"):
             manifest = pack(
@@ -125,6 +132,7 @@ def build_engine(
         engine_bytes=len(engine),
         reduced_range=reduced,
         parity=parity,
+        tolerance=bounds.of(precision),
         timings_s=clock.seconds,
     )
 

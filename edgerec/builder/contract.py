@@ -119,10 +119,16 @@ def _read_model(root: Path) -> dict[str, Any]:
     student = model["student"]
     if not isinstance(student, dict) or any(type(student.get(key)) is not int or student[key] < 1 for key in _DIMENSIONS):
         raise BuildError(f"{root}: model.json: student must give {', '.join(_DIMENSIONS)} as positive integers")
+    for key, most in (("layer_heads", student["heads"]), ("layer_intermediate", student["intermediate"])):
+        sizes = student.get(key, [1] * student["layers"])
+        if not isinstance(sizes, list) or len(sizes) != student["layers"] or any(type(n) is not int or not 1 <= n <= most for n in sizes):
+            raise BuildError(f"{root}: model.json: student: {key} must be {student['layers']} integers from 1 to {most}; got {sizes!r:.80}")
     grades = model["grades"]
     low, high = (grades.get("min"), grades.get("max")) if isinstance(grades, dict) else (None, None)
     if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or not low < high:
         raise BuildError(f"{root}: model.json: grades is {grades!r:.80}, expected min and max with min < max")
+    if not isinstance(model.get("gate", {}), dict):
+        raise BuildError(f"{root}: model.json: gate is {model['gate']!r:.80}, expected an object of bounds")
     return model
 
 

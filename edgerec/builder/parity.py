@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from ..types import Batch
 from .contract import Calibration, Export
 
 CUTOFF = 10
+GATES = {"ndcg_drop": (0.0, 1.0), "tau": (-1.0, 1.0), "nan_count": (0, math.inf)}
+"""Bounds that a recipe or the command line may set, and their ranges."""
 _ROWS = 32
 _PROBE_ROWS = 16
 # Logits closer than this share of their spread are the same but for rounding: twins in the sample would swap freely.
@@ -35,12 +37,14 @@ class Tolerance:
     ndcg_drop : how much of the mean nDCG@10 of the calibration queries may be lost.
     top_overlap : least mean share of the fp32 top rows that the built engine also puts on top.
     tau : least Kendall tau between the two orders.
+    nan_count : how many logits may be NaN or infinite.
     """
 
     max_abs_diff: float
     ndcg_drop: float
     top_overlap: float
     tau: float
+    nan_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,20 @@ class Tolerances:
     fp32: Tolerance = field(default_factory=lambda: Tolerance(max_abs_diff=1e-3, ndcg_drop=0.001, top_overlap=0.99, tau=0.99))
     int8: Tolerance = field(default_factory=lambda: Tolerance(max_abs_diff=math.inf, ndcg_drop=0.01, top_overlap=0.8, tau=0.9))
 
+    def with_gate(self, gate: Mapping[str, float], place: str) -> Tolerances:
+        """The same gates, at every precision with the bounds of ``gate`` in place of their own: ``ndcg_drop``, ``tau``, ``nan_count``.
+
+        Raises
+        ------
+        BuildError : another name, or a bound that is no number it can have.
+        """
+        for name, bound in gate.items():
+            low, high = GATES.get(name, (math.inf, -math.inf))
+            if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not low <= bound <= high:
+                known = ", ".join(f"{n} from {a:g} to {b:g}" for n, (a, b) in GATES.items())
+                raise BuildError(f"{place}: gate {name} = {bound!r:.40}; expected {known}")
+        return replace(self, fp32=replace(self.fp32, **gate), int8=replace(self.int8, **gate))  # type: ignore[arg-type]
+
     def of(self, precision: str) -> Tolerance:
         """The gate of a precision."""
         return self.int8 if precision == "int8" else self.fp32
@@ -68,7 +86,7 @@ class Parity:
     ----------
     rows, queries : size of the sample; queries with at least two rows count.
     export_max_abs_diff : exported fp32 graph against torch, logits.
-    max_abs_diff, mean_abs_diff : built engine against exported graph, logits.
+    max_abs_diff, mean_abs_diff : built engine against exported graph, over the finite logits.
     batch_max_abs_diff : the built engine against itself, rows alone against rows in company.
     nan_count : logits of the built engine that are NaN or infinite.
     top_overlap : mean over queries; top is the better half of a query's rows, at most 10. 1 if no query has two rows.
@@ -102,7 +120,7 @@ class Parity:
     def check(self, tolerance: Tolerance, what: str) -> None:
         """Raise BuildError, with every figure that is out of bounds."""
         faults = []
-        if self.nan_count:
+        if self.nan_count > tolerance.nan_count:
             faults.append(f"{self.nan_count} of {self.rows} logits are not finite")
         if not self.max_abs_diff <= tolerance.max_abs_diff:
             faults.append(f"max |dlogit| {self.max_abs_diff:.3g} is above {tolerance.max_abs_diff:.3g}")
@@ -154,11 +172,13 @@ def measure(engine: Engine, calibration: Calibration, reference: Floats, *, grad
     built = np.concatenate([engine.run(part) for part in split(batch, _ROWS)])
     alone = np.concatenate([engine.run(part) for part in split(take(batch, probe_rows(batch.size)), 1)])
     finite = np.isfinite(built)
+    # What is not finite is counted by itself; ranking puts it last, and so do the figures of ranking.
+    ranked = np.where(finite, built, built[finite].min(initial=0.0) - 1).astype(np.float32)
     queries = [rows for rows in _groups(calibration.query_index) if len(rows) > 1]
-    worst = _max_abs(built, reference)
+    worst = _max_abs(built[finite], reference[finite]) if finite.any() else math.nan
     mean = float(np.mean(np.abs(built - reference)[finite])) if finite.any() else math.nan
     rounding = _SAME * float(np.std(reference))
-    judged = [(reference[rows], built[rows], calibration.grades[rows]) for rows in queries]
+    judged = [(reference[rows], ranked[rows], calibration.grades[rows]) for rows in queries]
     ndcgs = [(_ndcg(fp32, grades, grade_min), _ndcg(other, grades, grade_min)) for fp32, other, grades in judged]
     defined = np.asarray([pair for pair in ndcgs if not math.isnan(pair[0])], np.float64).reshape(-1, 2)
     return Parity(

@@ -6,7 +6,9 @@ Shapes: B rows, T tokens, H hidden, A heads, S = H / A, F feature slots, D featu
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +61,7 @@ class ReferenceEngine:
         what = f"{root}: {manifest.engine_file}"
         arrays = read_arrays(read_file(root, manifest, manifest.engine_file), what)
         try:
-            self._layers, self._heads = int(student["layers"]), int(student["heads"])
+            self._heads = [heads for heads, _ in _layer_sizes(student)]
             _check_weights(arrays, student, limits)
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise BundleError(f"{what} does not hold the student of model.json: {error!r}") from error
@@ -73,7 +75,7 @@ class ReferenceEngine:
         self._limits.check(batch)
         if not batch.size:
             return np.zeros(0, np.float32)
-        state = tower(weights, batch, layers=self._layers, heads=self._heads)
+        state = tower(weights, batch, heads=self._heads)
         if "tower.pooler.weight" in weights:
             state = np.tanh(_linear(weights, "tower.pooler", state))
         if self._limits.buckets:
@@ -87,8 +89,8 @@ class ReferenceEngine:
         self._weights = None
 
 
-def tower(weights: dict[str, Array], batch: Batch, *, layers: int, heads: int) -> Array:
-    """The [CLS] row after the last layer of a post-LN BERT, float64 [B, H]."""
+def tower(weights: dict[str, Array], batch: Batch, *, heads: Sequence[int]) -> Array:
+    """The [CLS] row after the last layer of a post-LN BERT, float64 [B, H]; ``heads`` by layer."""
     rows, tokens = batch.input_ids.shape
     state = (
         weights["tower.word_embeddings.weight"][batch.input_ids]
@@ -98,18 +100,18 @@ def tower(weights: dict[str, Array], batch: Batch, *, layers: int, heads: int) -
     state = _norm(weights, "tower.embedding_norm", state)  # [B, T, H]
     mask = (1.0 - batch.attention_mask[:, None, None, :]) * _MASKED
 
-    def by_head(value: Array) -> Array:
+    def by_head(value: Array, heads: int) -> Array:
         return value.reshape(rows, value.shape[1], heads, -1).transpose(0, 2, 1, 3)  # [B, A, T, S]
 
-    for index in range(layers):
+    for index, count in enumerate(heads):
         layer = f"tower.layers.{index}"
         # Nothing reads the other rows of the last layer.
-        asking = state[:, :1] if index == layers - 1 else state
+        asking = state[:, :1] if index == len(heads) - 1 else state
         query, key, value = (
-            by_head(_linear(weights, f"{layer}.{name}", x)) for name, x in (("query", asking), ("key", state), ("value", state))
+            by_head(_linear(weights, f"{layer}.{name}", x), count) for name, x in (("query", asking), ("key", state), ("value", state))
         )
         scores = query @ key.swapaxes(2, 3) / math.sqrt(query.shape[-1]) + mask
-        context = (_softmax(scores) @ value).transpose(0, 2, 1, 3).reshape(asking.shape)
+        context = (_softmax(scores) @ value).transpose(0, 2, 1, 3).reshape(*asking.shape[:2], -1)
         asking = _norm(weights, f"{layer}.attention_norm", _linear(weights, f"{layer}.attention_output", context) + asking)
         inner = gelu(_linear(weights, f"{layer}.intermediate", asking))
         state = _norm(weights, f"{layer}.output_norm", _linear(weights, f"{layer}.output", inner) + asking)
@@ -157,11 +159,26 @@ def _softmax(x: Array) -> Array:
     return powers / total
 
 
-def _check_weights(arrays: dict[str, NDArray[np.float32]], student: dict[str, int], limits: Limits) -> None:
+def _layer_sizes(student: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Heads and FFN columns of each layer; a pruned student lists them. Raises KeyError, TypeError, ValueError."""
+    layers = int(student["layers"])
+    if not 0 < layers <= 1000:
+        raise ValueError(f"{layers} layers")
+    heads = student.get("layer_heads", [student["heads"]] * layers)
+    columns = student.get("layer_intermediate", [student["intermediate"]] * layers)
+    if len(heads) != layers or len(columns) != layers:
+        raise ValueError(f"{layers} layers, sizes of {len(heads)} and {len(columns)}")
+    sizes = [(int(a), int(i)) for a, i in zip(heads, columns, strict=True)]
+    if any(a < 1 or i < 1 for a, i in sizes):
+        raise ValueError(f"every layer has a head and a column at least; got {sizes}")
+    return sizes
+
+
+def _check_weights(arrays: dict[str, NDArray[np.float32]], student: Mapping[str, Any], limits: Limits) -> None:
     """Every weight the forward reads is there, float32, with the shape ``model.json`` says. Raises KeyError, ValueError."""
-    hidden, inner, layers = (int(student[key]) for key in ("hidden", "intermediate", "layers"))
-    if not 0 < layers <= 1000 or hidden % int(student["heads"]):
-        raise ValueError(f"{layers} layers, {hidden} hidden units in {student['heads']} heads")
+    hidden, whole = int(student["hidden"]), int(student["heads"])
+    if hidden % whole:
+        raise ValueError(f"{hidden} hidden units in {whole} heads")
     vector = (hidden,)
     expected: dict[str, tuple[int, ...]] = {
         "tower.word_embeddings.weight": (limits.vocab, hidden),
@@ -169,10 +186,11 @@ def _check_weights(arrays: dict[str, NDArray[np.float32]], student: dict[str, in
         "tower.embedding_norm.weight": vector,
         "tower.embedding_norm.bias": vector,
     }
-    for index in range(layers):
-        layer = f"tower.layers.{index}"
-        for name in ("query", "key", "value", "attention_output"):
-            expected |= {f"{layer}.{name}.weight": (hidden, hidden), f"{layer}.{name}.bias": vector}
+    for index, (heads, inner) in enumerate(_layer_sizes(student)):
+        layer, width = f"tower.layers.{index}", heads * (hidden // whole)
+        for name in ("query", "key", "value"):
+            expected |= {f"{layer}.{name}.weight": (width, hidden), f"{layer}.{name}.bias": (width,)}
+        expected |= {f"{layer}.attention_output.weight": (hidden, width), f"{layer}.attention_output.bias": vector}
         for name in ("attention_norm", "output_norm"):
             expected |= {f"{layer}.{name}.weight": vector, f"{layer}.{name}.bias": vector}
         expected |= {f"{layer}.intermediate.weight": (inner, hidden), f"{layer}.intermediate.bias": (inner,)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from onnx import numpy_helper
 
 from edgerec.builder import BuildReport, Tolerance, Tolerances, build_engine
 from edgerec.bundle import describe, read_json, verify_bundle
-from edgerec.engine import open_engine
+from edgerec.engine import Engine, open_engine
 from edgerec.errors import BuildError
 from edgerec.types import Batch
 
@@ -197,3 +198,68 @@ def test_a_cpu_that_saturates_gets_seven_bit_weights(export: Path, tmp_path: Pat
     weights = [numpy_helper.to_array(t) for t in graph.graph.initializer if t.data_type == onnx.TensorProto.INT8 and t.name in products]
     assert weights
     assert max(int(np.abs(w.astype(np.int32)).max()) for w in weights) == 63
+
+
+def damage(engine: bytes) -> bytes:
+    """An engine that answers, but with other weights: each matrix of the FFN is shuffled."""
+    model, rng = onnx.load_model_from_string(engine), np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.ndim == 2 and values.size >= 32 * 32:
+            tensor.CopyFrom(numpy_helper.from_array(rng.permutation(values.ravel()).reshape(values.shape), tensor.name))
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_deliberately_damaged_engine_is_refused_by_its_ranking(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    from edgerec.builder import build
+
+    whole = build.compile_graph
+    monkeypatch.setattr(build, "compile_graph", lambda graph: damage(whole(graph)))
+    blind = Tolerances(
+        fp32=Tolerance(max_abs_diff=math.inf, ndcg_drop=0.01, top_overlap=0.0, tau=0.9),
+        int8=Tolerance(max_abs_diff=math.inf, ndcg_drop=0.01, top_overlap=0.0, tau=0.9),
+    )
+    with pytest.raises(BuildError, match=r"nDCG@10 drops by .* Kendall tau"):
+        build_engine(export, tmp_path / "bundle", precision=precision, tolerances=blind)
+    assert not (tmp_path / "bundle").exists()
+    off = {"ndcg_drop": 1.0, "tau": -1.0}
+    assert build_engine(export, tmp_path / "bundle", precision=precision, tolerances=blind, gate=off).parity.tau < 0.9
+
+
+def test_an_engine_that_gives_nan_is_refused_and_counted(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgerec.builder import build
+
+    class Broken:
+        """The engine, but every fifth logit is NaN."""
+
+        def __init__(self, engine: Engine) -> None:
+            self.engine = engine
+
+        def run(self, batch: Batch) -> np.ndarray:
+            logits = self.engine.run(batch)
+            logits[::5] = np.nan
+            return logits
+
+        def close(self) -> None:
+            self.engine.close()
+
+    monkeypatch.setattr(build, "open_engine", lambda *a, **k: Broken(open_engine(*a, **k)))
+    with pytest.raises(BuildError, match="21 of 96 logits are not finite"):
+        build_engine(export, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_recipes_gate_holds_unless_the_caller_sets_another(own: Path, tmp_path: Path) -> None:
+    model = json.loads((own / "model.json").read_text())
+    (own / "model.json").write_text(json.dumps({**model, "gate": {"tau": 1.0, "nan_count": 0}}))
+    with pytest.raises(BuildError, match=r"Kendall tau .* is below 1.000"):
+        build_engine(own, tmp_path / "bundle", precision="int8")
+    report = build_engine(own, tmp_path / "bundle", precision="int8", gate={"tau": 0.5})
+    assert report.to_json()["tolerance"] == {"max_abs_diff": None, "ndcg_drop": 0.01, "top_overlap": 0.8, "tau": 0.5, "nan_count": 0}
+    for gate in ({"tau": 7}, {"speed": 1}, [1]):
+        (own / "model.json").write_text(json.dumps({**model, "gate": gate}))
+        with pytest.raises(BuildError, match="gate"):
+            build_engine(own, tmp_path / "other")

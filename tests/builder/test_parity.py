@@ -150,3 +150,20 @@ def test_splitting_keeps_every_token_and_cuts_padding(lengths: list[int], size: 
     assert [row[row > 0].tolist() for piece in pieces for row in piece.input_ids] == [row[row > 0].tolist() for row in ids]
     for start, piece in zip(range(0, len(lengths), size), pieces, strict=True):
         assert piece.input_ids.shape[1] == max(lengths[start : start + size])
+
+
+def test_a_gate_replaces_its_own_bounds_and_no_others() -> None:
+    changed = Tolerances().with_gate({"ndcg_drop": 0.2, "nan_count": 3}, "here")
+    for precision in ("fp32", "int8"):
+        before, after = Tolerances().of(precision), changed.of(precision)
+        assert (after.ndcg_drop, after.nan_count) == (0.2, 3)
+        assert (after.tau, after.top_overlap, after.max_abs_diff) == (before.tau, before.top_overlap, before.max_abs_diff)
+    replace(GOOD, nan_count=3).check(replace(LOOSE, nan_count=3), "the engine")
+
+
+@pytest.mark.parametrize(
+    "gate", [{"recall": 0.5}, {"tau": "high"}, {"tau": 1.5}, {"ndcg_drop": -0.1}, {"ndcg_drop": math.nan}, {"tau": True}]
+)
+def test_a_gate_that_makes_no_sense_is_refused(gate: dict[str, float]) -> None:
+    with pytest.raises(BuildError, match="expected ndcg_drop from 0 to 1"):
+        Tolerances().with_gate(gate, "here")

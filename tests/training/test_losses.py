@@ -50,6 +50,42 @@ def test_rows_nobody_judged_do_not_count_in_label_losses() -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@given(ROWS, st.booleans())
+def test_pairwise_logistic_is_the_mean_over_pairs_of_different_grade(rows: list[tuple[int, float, float, float]], by_margin: bool) -> None:
+    groups, x, _, y = tensors(rows)
+    total = weights = 0.0
+    for i in range(len(rows)):
+        for j in range(len(rows)):
+            if groups[i] == groups[j] and y[i] > y[j]:
+                weight = float(y[i] - y[j]) if by_margin else 1.0
+                total += weight * math.log1p(math.exp(float(x[j] - x[i])))
+                weights += weight
+    expected = total / weights if weights else 0.0
+    assert abs(losses.pairwise_logistic(x, y, groups, by_margin=by_margin).item() - expected) < 1e-9
+
+
+def test_pairwise_logistic_leaves_out_rows_nobody_judged() -> None:
+    x, groups = torch.tensor([0.0, 1.0, 5.0]), torch.tensor([0, 0, 0])
+    with_unjudged = losses.pairwise_logistic(x, torch.tensor([1.0, 0.0, float("nan")]), groups)
+    assert torch.allclose(with_unjudged, losses.pairwise_logistic(x[:2], torch.tensor([1.0, 0.0]), groups[:2]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS)
+def test_r_drop_is_the_mean_of_both_divergences(rows: list[tuple[int, float, float, float]]) -> None:
+    _, x, y, _ = tensors(rows)
+    p, q = 1 / (1 + np.exp(-x.numpy())), 1 / (1 + np.exp(-y.numpy()))
+
+    def divergence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.asarray(a * np.log(a / b) + (1 - a) * np.log((1 - a) / (1 - b)))
+
+    expected = float((divergence(p, q) + divergence(q, p)).mean() / 2)
+    assert abs(losses.r_drop(x.unsqueeze(1), y.unsqueeze(1)).item() - expected) < 1e-5
+    two = [torch.stack([torch.zeros_like(v), v], 1) for v in (x, y)]  # a yes among two classes is a logit
+    assert abs(losses.r_drop(*two).item() - expected) < 1e-5
+
+
+@settings(max_examples=60, deadline=None)
 @given(ROWS)
 def test_margin_mse_is_the_mean_over_all_ordered_pairs_of_each_query(rows: list[tuple[int, float, float, float]]) -> None:
     groups, student, teacher, _ = tensors(rows)

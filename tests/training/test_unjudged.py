@@ -142,9 +142,9 @@ def test_the_warm_up_comes_first_and_once(base: str, shop: Path, dataset: Datase
     seen: list[set[str]] = []
     whole = module._TeacherTask.losses
 
-    def watched(self: module._TeacherTask, rows: module.Rows) -> object:
+    def watched(self: module._TeacherTask, rows: module.Rows, epoch: int) -> object:
         seen.append({self._train.names[i] for i in self._train.dataset[rows].tolist()})
-        return whole(self, rows)
+        return whole(self, rows, epoch)
 
     monkeypatch.setattr(module._TeacherTask, "losses", watched)
     recipe = replace(fitted(0, warm_up=WarmUpSettings(span_queries=20)), fit=FitSettings(epochs=2, batch_size=24, precision="fp32"))  # type: ignore[type-var]
