@@ -261,7 +261,9 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(served: Path, tmp_path: 
     corpus, out = tmp_path / "corpus.jsonl", tmp_path / "catalog"
     os.mkfifo(corpus)  # the command waits for a corpus that never comes
     command = [sys.executable, "-m", "edgerec", "build-catalog", "--json", str(corpus), str(served / "bundle"), str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A runner that was started in the background ignores SIGINT, and its children inherit that.
+    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heeds) as process:
         pipe = open_when_read(corpus, process)
         try:
             os.write(pipe, b'{"_id": "a", "title": "lamp"}\n')
