@@ -34,12 +34,10 @@ __all__ = [
 ]
 
 MISSING = "<missing>"
-_EMPTY: NDArray[np.uint64] = np.empty(0, np.uint64)
+_EMPTY: NDArray[np.uint64] = np.empty(0, np.uint64)  # nothing in it that a caller could change
 _NOTHING: tuple[NDArray[np.float32] | None, NDArray[np.float32]] = (None, np.empty(0, np.float32))
 """The weights of an absent field: of one whose values have no weights, and of one whose values have."""
 _ONE_SET = itertools.repeat(None)
-for _array in (_EMPTY, _NOTHING[1]):
-    _array.flags.writeable = False
 Rows = tuple[NDArray[np.int32], NDArray[np.float32]]
 """Feature ids int32 [N, F] and weights float32 [N, F]."""
 

@@ -19,8 +19,8 @@ BATCH_ROWS = 16
 BATCH_TOKENS = 2048
 """At most so many tokens in an engine call, padding included: bounds its memory, whatever the candidates are."""
 WAVE_TOKENS = 1 << 18
-"""Tokens packed before the engine starts (3 MiB). The engine empties the processor's caches, so Python between two of its calls runs about
-ten times slower than the same Python in one go."""
+"""Tokens packed before the engine starts (3 MiB). The engine empties the processor's caches, so Python between two of its calls is several
+times slower than the same Python in one go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Batcher:
             end = tokens = 0
             wave: list[tuple[NDArray[np.int64], Batch]] = []
             while end < len(rows):
-                begin, width = end, fixed + int(lengths[end])
+                begin, width = end, max(1, fixed + int(lengths[end]))  # no engine takes rows of width 0
                 end = min(begin + max(1, min(BATCH_ROWS, BATCH_TOKENS // width)), len(rows))
                 packed = self._pack(query_tokens, table, rows[begin:end], width)
                 wave.append((positions[begin:end], Batch(*packed, feature_ids=ids[begin:end], feature_weights=weights[begin:end])))

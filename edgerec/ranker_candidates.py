@@ -55,23 +55,23 @@ def sort_out(candidates: Iterable[Candidate], catalog: Catalog | None) -> Candid
     if isinstance(candidates, str | bytes | Mapping) or not isinstance(candidates, Iterable):
         raise InputError(f"candidates must be a sequence of ids or items, got one {type(candidates).__name__}; put it in a list")
     listed = tuple(candidates)
-    if catalog is not None and set(map(type, listed)) == {str}:
-        names = cast("tuple[str, ...]", listed)
-        rows = catalog.find(list(names))
-        if len(set(names)) == len(names) and rows[rows.argmin()] >= 0:  # the common case: nothing to sort out
-            return Candidates(names, None, rows, _NOWHERE, ())
-    given = {i: _whole_item(c, i) for i, c in enumerate(listed) if not isinstance(c, str)}
+    plain = set(map(type, listed)) <= {str}
+    given = {} if plain else {i: _whole_item(c, i) for i, c in enumerate(listed) if not isinstance(c, str)}
     ids = tuple(c if isinstance(c, str) else given[i].id for i, c in enumerate(listed)) if given else cast("tuple[str, ...]", listed)
-    by_id = np.array([i for i in range(len(ids)) if i not in given], np.int64) if given else np.arange(len(ids))
-    if len(by_id) and catalog is None:
+    named = [name for i, name in enumerate(ids) if i not in given] if given else list(ids)
+    if named and catalog is None:
         raise InputError(
-            f"candidate {by_id[0]} is the id {ids[by_id[0]]!r:.80}, but there is no catalogue to look it up in; "
+            f"candidate {next(i for i in range(len(ids)) if i not in given)} is the id {named[0]!r:.80}, but there is no catalogue to look it up in; "
             "open the ranker with catalog=, or give whole items"
         )
-    rows = catalog.find([ids[i] for i in by_id.tolist()] if given else list(ids)) if catalog is not None else np.empty(0, np.int64)
+    rows = catalog.find(named) if catalog is not None else np.empty(0, np.int64)
+    repeated = len(set(ids)) < len(ids)
+    if named and not given and not repeated and rows[rows.argmin()] >= 0:  # the common case: nothing to sort out
+        return Candidates(ids, None, rows, _NOWHERE, ())
+    by_id = np.array([i for i in range(len(ids)) if i not in given], np.int64) if given else np.arange(len(ids))
     skipped = [(i, UNKNOWN) for i in by_id[rows < 0].tolist()]
     duplicates: dict[int, int] = {}
-    if len(set(ids)) < len(ids):
+    if repeated:
         unknown = {i for i, _ in skipped}
         first: dict[str, int] = {}
         for i, name in enumerate(ids):
