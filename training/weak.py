@@ -17,14 +17,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
-from edgerec.types import Item
 from edgerec.words import split_words
 
 from .config import WarmUpSettings
 from .data import Dataset
 from .first_stage import Bm25, fold_plural
 from .loop import autocast, device
-from .pairs import Pairs
+from .pairs import Pairs, judged_pairs
 from .unjudged import CANDIDATES, first_stage_pairs, span_pairs
 
 
@@ -74,23 +73,19 @@ def warm_up_dataset(dataset: Dataset, base_model: str, settings: WarmUpSettings,
 
     Its grades are the labels, in [0, 1]: ``cosine`` times the cosine of the embeddings (0 where negative), and the rest the word coverage.
     """
-    bm25, coverage = Bm25(dataset), Coverage(dataset)
+    bm25 = Bm25(dataset)
     texts, pairs = span_pairs(dataset, bm25, settings.span_queries, seed)
     real = np.random.default_rng(seed).permutation(list(dataset.qrels.get("train", {}))).tolist()[: settings.span_queries]
     pairs |= {name: found for name, found in first_stage_pairs(dataset, bm25, real, CANDIDATES).items() if found}
     texts |= {name: dataset.queries[name] for name in real}
-    cosine = _Cosine(texts, dataset, pairs, base_model, max_tokens, precision) if settings.cosine else None
-    graded: dict[str, dict[str, float]] = {}
-    for query_id, items in pairs.items():
-        query = texts[query_id]
-        similar = cosine.score(query_id, items) if cosine else dict.fromkeys(items, 0.0)
-        graded[query_id] = {
-            item_id: settings.cosine * min(max(0.0, similar[item_id]), 1.0)
-            + (1 - settings.cosine) * coverage.score(query, dataset.items[item_id].title)
-            for item_id in items
-        }
+    weak = dataclasses.replace(dataset, name=f"{dataset.name}/warm-up", queries=texts, qrels={"train": pairs}, grade_min=0.0, grade_max=1.0)
+    labels = iter(
+        weak_scores(
+            judged_pairs([weak], "train"), [weak], base_model, cosine=settings.cosine, max_tokens=max_tokens, precision=precision
+        ).tolist()
+    )
     return dataclasses.replace(
-        dataset, name=f"{dataset.name}/warm-up", queries=texts, qrels={"train": graded}, grade_min=0.0, grade_max=1.0
+        weak, qrels={"train": {query_id: {item_id: next(labels) for item_id in found} for query_id, found in pairs.items()}}
     )
 
 
@@ -107,24 +102,3 @@ def weak_scores(
     vectors = embed(texts, base_model, max_tokens=max_tokens, precision=precision)
     similar = np.einsum("ph,ph->p", vectors[pairs.query], vectors[len(pairs.query_texts) + pairs.item])
     return np.asarray(cosine * np.clip(similar, 0, 1) + (1 - cosine) * words, np.float32)
-
-
-class _Cosine:
-    def __init__(
-        self,
-        texts: dict[str, str],
-        dataset: Dataset,
-        pairs: dict[str, dict[str, float]],
-        base_model: str,
-        max_tokens: int,
-        precision: str,
-    ) -> None:
-        items: dict[str, Item] = {i: dataset.items[i] for found in pairs.values() for i in found}
-        self._query_rows = {query_id: row for row, query_id in enumerate(texts)}
-        self._item_rows = {item_id: row for row, item_id in enumerate(items)}
-        vectors = embed([*texts.values(), *(item.title for item in items.values())], base_model, max_tokens=max_tokens, precision=precision)
-        self._queries, self._items = vectors[: len(texts)], vectors[len(texts) :]
-
-    def score(self, query_id: str, items: dict[str, float]) -> dict[str, float]:
-        vectors = self._items[[self._item_rows[i] for i in items]]
-        return dict(zip(items, (vectors @ self._queries[self._query_rows[query_id]]).tolist(), strict=True))

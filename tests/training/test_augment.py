@@ -16,7 +16,7 @@ from edgerec.training.data import load_dataset
 from edgerec.training.distill import distill
 from edgerec.training.pairs import Pairs, judged_pairs
 from edgerec.training.teacher import train_teacher
-from fixtures_tiny import tiny_recipe, write_base_model, write_shop
+from fixtures_tiny import tiny_recipe, write_base_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,11 +24,6 @@ from edgerec.errors import InputError
 
 TEXTS = st.lists(st.text("abcxyz019", min_size=1, max_size=9), min_size=1, max_size=5).map(" ".join)
 ALL = AugmentSettings(typo=0.5, token_drop=0.5, token_swap=0.5, field_drop=0.5)
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shop(tmp_path_factory.mktemp("data") / "shop")
 
 
 @pytest.fixture(scope="module")

@@ -9,32 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edgerec.training.config import EnsembleSettings, LossSettings, Recipe
-from edgerec.training.data import Dataset, load_dataset
+from edgerec.training.data import Dataset
 from edgerec.training.distill import distill
 from edgerec.training.pairs import Pairs, judged_pairs
 from edgerec.training.targets import ensemble_targets, platt, standardise, teacher_scores
 from edgerec.training.teacher import Teacher, train_teacher
 from edgerec.training.weak import Coverage, embed, weak_scores
-from fixtures_tiny import tiny_recipe, write_base_model, write_shop
+from fixtures_tiny import tiny_recipe
 
 from edgerec.errors import InputError
 
 DISTILL = LossSettings(bce=0.3, mse=0.5)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_base_model(tmp_path_factory.mktemp("base") / "bert"))
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shop(tmp_path_factory.mktemp("data") / "shop")
-
-
-@pytest.fixture(scope="module")
-def dataset(shop: Path) -> Dataset:
-    return load_dataset(shop)
 
 
 @pytest.fixture(scope="module")

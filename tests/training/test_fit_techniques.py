@@ -15,7 +15,7 @@ from edgerec.training.average import Average
 from edgerec.training.config import AttackSettings, AugmentSettings, FitSettings, LossSettings, Recipe
 from edgerec.training.groups import depth, parameter_groups
 from edgerec.training.teacher import train_teacher
-from fixtures_tiny import tiny_recipe, write_base_model, write_shop
+from fixtures_tiny import tiny_recipe
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
@@ -31,16 +31,6 @@ TECHNIQUES = {
     "awp": tiny_recipe(fit=replace(FIT, attack=AttackSettings("awp", epsilon=0.05, start=0.3))),
     "augment": tiny_recipe(augment=AugmentSettings(typo=1.0, token_swap=0.5, token_drop=0.5)),
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_base_model(tmp_path_factory.mktemp("base") / "bert"))
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shop(tmp_path_factory.mktemp("data") / "shop")
 
 
 @pytest.fixture(scope="module")

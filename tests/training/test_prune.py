@@ -18,7 +18,7 @@ from edgerec.training.prune import BLOCK, Units, choose, flops, importance, prun
 from edgerec.training.student import Student, StudentScorer, StudentShape
 from edgerec.training.teacher import train_teacher
 from edgerec.training.vocabulary import remap, token_counts
-from fixtures_tiny import tiny_recipe, write_base_model, write_shop
+from fixtures_tiny import tiny_recipe, write_base_model
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -31,11 +31,6 @@ from edgerec.types import Item
 SHAPE = StudentShape(layers=2, hidden=32, heads=4, intermediate=64, vocab=50, positions=16, pooler=True)
 LOOSE = Tolerances(int8=Tolerance(max_abs_diff=1.0, ndcg_drop=0.3, top_overlap=0.0, tau=0.0))
 LOSS = LossSettings(bce=0.5, mse=0.5, margin_mse=0.2)
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shop(tmp_path_factory.mktemp("data") / "shop")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from edgerec.training.distill import distill
 from edgerec.training.export import export_student
 from edgerec.training.student import StudentScorer, student_from_encoder
 from edgerec.training.teacher import Teacher, train_teacher
-from fixtures_tiny import tiny_recipe, write_base_model, write_shop
+from fixtures_tiny import tiny_recipe
 
 from edgerec.errors import BundleError, EdgerecError, InputError
 
@@ -26,19 +26,9 @@ DISTILL = LossSettings(bce=0.3, mse=0.5, margin_mse=0.5)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base_model(tmp_path_factory.mktemp("base") / "bert")
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shop(tmp_path_factory.mktemp("data") / "shop")
-
-
-@pytest.fixture(scope="module")
-def teacher(base: Path, shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher(base: str, shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("teacher") / "teacher"
-    train_teacher([shop], str(base), tiny_recipe(), out)
+    train_teacher([shop], base, tiny_recipe(), out)
     return out
 
 
@@ -67,7 +57,7 @@ def test_a_run_records_what_it_was_made_from(teacher: Path, shop: Path) -> None:
 
 @pytest.mark.parametrize("killed_at", [1, 3, 5])
 def test_a_killed_run_resumed_gives_the_weights_of_an_unbroken_one(
-    base: Path, shop: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+    base: str, shop: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
     from edgerec.training import teacher as module
 
@@ -84,39 +74,39 @@ def test_a_killed_run_resumed_gives_the_weights_of_an_unbroken_one(
     monkeypatch.setattr(module._TeacherTask, "losses", dies)
     out = tmp_path / "t"
     with pytest.raises(KeyboardInterrupt):
-        train_teacher([shop], str(base), tiny_recipe(), out)
+        train_teacher([shop], base, tiny_recipe(), out)
     assert not out.exists()
     monkeypatch.setattr(module._TeacherTask, "losses", whole)
     with pytest.raises(InputError, match="resume"):
-        train_teacher([shop], str(base), tiny_recipe(), out)
-    train_teacher([shop], str(base), tiny_recipe(), out, resume=True)
+        train_teacher([shop], base, tiny_recipe(), out)
+    train_teacher([shop], base, tiny_recipe(), out, resume=True)
     ours, theirs = weights(out), weights(teacher)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(base: Path, shop: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_recipe_is_refused(base: str, shop: Path, tmp_path: Path) -> None:
     out = tmp_path / "t"
     run = loop.open_run(out, resume=False)
     (run / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="damaged"):
-        train_teacher([shop], str(base), tiny_recipe(), out, resume=True)
+        train_teacher([shop], base, tiny_recipe(), out, resume=True)
     loop._save_atomically({"identity": "another"}, run / "checkpoint.pt")
     with pytest.raises(InputError, match="another recipe"):
-        train_teacher([shop], str(base), tiny_recipe(), out, resume=True)
+        train_teacher([shop], base, tiny_recipe(), out, resume=True)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(base: Path, shop: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(base: str, shop: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe()
     wild = replace(recipe, fit=replace(recipe.fit, learning_rate=1e30, clip_norm=1e30, eval_every=1, warmup=0.0))
     with pytest.raises(EdgerecError, match="loss became nan"):
-        train_teacher([shop], str(base), wild, tmp_path / "t")
+        train_teacher([shop], base, wild, tmp_path / "t")
     assert (tmp_path / "t.run" / "checkpoint.pt").exists()
     assert not (tmp_path / "t").exists()
 
 
-def test_a_k_class_head_scores_by_expected_gain(base: Path, shop: Path, tmp_path: Path) -> None:
-    train_teacher([shop], str(base), tiny_recipe(loss=LossSettings(bce=1.0, classes=3)), tmp_path / "t")
+def test_a_k_class_head_scores_by_expected_gain(base: str, shop: Path, tmp_path: Path) -> None:
+    train_teacher([shop], base, tiny_recipe(loss=LossSettings(bce=1.0, classes=3)), tmp_path / "t")
     scores = Teacher.load(tmp_path / "t").score("red lamp", list(load_dataset(shop).items.values()))
     assert scores.shape == (20,)
     assert ((scores >= 0) & (scores <= 1)).all()
@@ -191,7 +181,7 @@ def test_an_impossible_student_is_an_input_error(teacher: Path, shop: Path, tmp_
     assert not (tmp_path / "s").exists()
 
 
-def test_wrong_folders_and_losses_are_refused(teacher: Path, student: Path, shop: Path, base: Path, tmp_path: Path) -> None:
+def test_wrong_folders_and_losses_are_refused(teacher: Path, student: Path, shop: Path, base: str, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no teacher"):
         Teacher.load(student)
     with pytest.raises(BundleError):
@@ -201,13 +191,13 @@ def test_wrong_folders_and_losses_are_refused(teacher: Path, student: Path, shop
     with pytest.raises(InputError, match="distillation needs"):
         distill(teacher, [shop], tiny_recipe(), tmp_path / "s")
     with pytest.raises(InputError, match="learns from judgements"):
-        train_teacher([shop], str(base), Recipe("x", loss=LossSettings(bce=0, mse=1)), tmp_path / "t")
+        train_teacher([shop], base, Recipe("x", loss=LossSettings(bce=0, mse=1)), tmp_path / "t")
     with pytest.raises(InputError, match="exists already"):
-        train_teacher([shop], str(base), tiny_recipe(), teacher)
+        train_teacher([shop], base, tiny_recipe(), teacher)
     with pytest.raises(InputError, match="base-model"):
         train_teacher([shop], str(tmp_path / "nothing"), tiny_recipe(), tmp_path / "t")
     with pytest.raises(InputError):
-        train_teacher([tmp_path / "no-data"], str(base), tiny_recipe(), tmp_path / "t")
+        train_teacher([tmp_path / "no-data"], base, tiny_recipe(), tmp_path / "t")
     assert not (tmp_path / "t.run").exists()
     damaged = tmp_path / "damaged"
     shutil.copytree(student, damaged)

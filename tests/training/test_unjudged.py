@@ -9,32 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edgerec.training.config import FitSettings, WarmUpSettings
-from edgerec.training.data import Dataset, load_dataset
+from edgerec.training.data import Dataset
 from edgerec.training.first_stage import Bm25
 from edgerec.training.judged import judged_lists
 from edgerec.training.teacher import Teacher, train_teacher
 from edgerec.training.unjudged import CANDIDATES, first_stage_pairs, span_pairs, with_unjudged
 from edgerec.training.weak import Coverage, embed, warm_up_dataset
-from fixtures_tiny import tiny_recipe, write_base_model, write_shop
+from fixtures_tiny import tiny_recipe
 
 from edgerec.errors import InputError
 from edgerec.metrics import auc
 from edgerec.types import Item
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_base_model(tmp_path_factory.mktemp("base") / "bert"))
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shop(tmp_path_factory.mktemp("data") / "shop")
-
-
-@pytest.fixture(scope="module")
-def dataset(shop: Path) -> Dataset:
-    return load_dataset(shop)
 
 
 def with_titles(dataset: Dataset, *titles: str) -> Dataset:
