@@ -108,6 +108,7 @@ class FeatureEncoder:
         if context is not None and not isinstance(context, Mapping):
             raise InputError(f"context must be a mapping of str to str, got {type(context).__name__}")
         hashes, weights = [], []
+        words = split_words(text)
         for entry in self._query_fields:
             given: Any = text
             if entry.side == "user":
@@ -120,7 +121,8 @@ class FeatureEncoder:
                 values, numbers = _weighted_values(given)
                 found, summed = _core.sort_unique(self._hash(entry, values), numbers)
             elif given != "" and not weighted:
-                found, summed = _core.sort_unique(self._hash(entry, _values(entry, given)), None)
+                values = _values(entry, given, words if entry.side == "query" else None)
+                found, summed = _core.sort_unique(self._hash(entry, values))
             hashes.append(found)
             weights.append(summed)
         return QueryFeatures(tuple(hashes), tuple(weights))
@@ -162,8 +164,8 @@ class FeatureEncoder:
         return _core.hash_strings(values, self.spec.seed, self._prefixes[entry.name])
 
 
-def _values(entry: Field, given: Any) -> list[str]:
-    """The values of one field of one query or item, repeats kept; none when the source is empty."""
+def _values(entry: Field, given: Any, words: list[str] | None = None) -> list[str]:
+    """The values of one field of one query or item, repeats kept; none when the source is empty. ``words``: those of `given`, if known."""
     if entry.kind == "log2":
         return _log2_bucket(given)
     if isinstance(given, Mapping):
@@ -172,7 +174,8 @@ def _values(entry: Field, given: Any) -> list[str]:
         given = " ".join(clean_text(value) for value in given.values())
     if entry.kind == "value":
         return [normal] if (normal := normalize(given)) else []
-    words = split_words(given)
+    if words is None:
+        words = split_words(given)
     return words if entry.kind == "words" else split_trigrams(words)
 
 

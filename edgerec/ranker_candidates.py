@@ -60,8 +60,9 @@ def sort_out(candidates: Iterable[Candidate], catalog: Catalog | None) -> Candid
     ids = tuple(c if isinstance(c, str) else given[i].id for i, c in enumerate(listed)) if given else cast("tuple[str, ...]", listed)
     named = [name for i, name in enumerate(ids) if i not in given] if given else list(ids)
     if named and catalog is None:
+        place = next(i for i in range(len(ids)) if i not in given)
         raise InputError(
-            f"candidate {next(i for i in range(len(ids)) if i not in given)} is the id {named[0]!r:.80}, but there is no catalogue to look it up in; "
+            f"candidate {place} is the id {named[0]!r:.80}, but there is no catalogue to look it up in; "
             "open the ranker with catalog=, or give whole items"
         )
     rows = catalog.find(named) if catalog is not None else np.empty(0, np.int64)
