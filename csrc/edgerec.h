@@ -133,10 +133,12 @@ edr_status edr_sort_unique(uint64_t *hashes, float *weights, int64_t n, uint64_t
  *
  * hashes   uint64 [size], strictly ascending within a set. Sets that are not give an unspecified row, never a fault.
  * weights  float32 [size], or NULL: every weight is 1
- * offsets  NULL: the whole array is one set, shared by all rows. Else int64 [table + 1]: the set of table row r is
- *          hashes[offsets[r] .. offsets[r + 1])
+ * offsets  NULL: the whole array is one set, shared by all rows. Else int64: the set of table row r is
+ *          hashes[offsets[r * (1 + gap)] .. offsets[r * (1 + gap) + 1])
  * size     the length of hashes
  * table    the number of sets when offsets is given; ignored otherwise
+ * gap      0 for a table of one field, with offsets [table + 1]; C - 1 for one of C fields whose sets lie item by item in one
+ *          array, with offsets [table * C + 1] of which field c has those from c on
  */
 typedef struct edr_field {
     const uint64_t *hashes;
@@ -144,6 +146,7 @@ typedef struct edr_field {
     const int64_t *offsets;
     int64_t size;
     int64_t table;
+    int64_t gap;
 } edr_field;
 
 /* What a template does with its fields; the weights are those of docs/formats.md. */

@@ -20,6 +20,7 @@ cdef extern from "edgerec.h" nogil:
         const int64_t *offsets
         int64_t size
         int64_t table
+        int64_t gap
     ctypedef struct edr_template:
         int32_t op
         int32_t left

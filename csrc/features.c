@@ -51,8 +51,8 @@ static inline span field_span(const edr_field *f, int64_t row)
 {
     span s = {f->hashes, f->weights, f->size};
     if (f->offsets != NULL) {
-        const int64_t begin = f->offsets[row];
-        s.n = f->offsets[row + 1] - begin;
+        const int64_t place = row * (1 + f->gap), begin = f->offsets[place];
+        s.n = f->offsets[place + 1] - begin;
         if (s.n > 0) { /* an empty set may have no arrays to point into */
             s.h += begin;
             if (s.w != NULL) s.w += begin;
@@ -67,7 +67,7 @@ static inline void fetch_row(const edr_field *fields, int64_t count, int64_t row
 {
 #if defined(__GNUC__)
     for (int64_t f = 0; f < count; f++) {
-        if (fields[f].offsets != NULL && fields[f].size > 0) __builtin_prefetch(fields[f].hashes + fields[f].offsets[row]);
+        if (fields[f].offsets != NULL && fields[f].size > 0) __builtin_prefetch(fields[f].hashes + fields[f].offsets[row * (1 + fields[f].gap)]);
     }
 #else
     (void)fields, (void)count, (void)row;
@@ -281,10 +281,12 @@ static edr_status check_fields(const edr_field *fields, int64_t field_count, con
         if (field->size < 0) return edr_fail(EDR_E_SIZE, at, f);
         if (field->size > 0 && field->hashes == NULL) return edr_fail(EDR_E_NULL, at, f);
         if (field->offsets == NULL) continue;
-        if (field->table < 0) return edr_fail(EDR_E_SIZE, at, f);
+        if (field->table < 0 || field->gap < 0 || field->gap > INT32_MAX || field->table > INT64_MAX / (1 + field->gap)) {
+            return edr_fail(EDR_E_SIZE, at, f);
+        }
         for (int64_t i = 0; i < n; i++) {
             if (rows[i] < 0 || rows[i] >= field->table) return edr_fail(EDR_E_ROW, at, i);
-            if (!edr_span_ok(field->offsets, rows[i], field->size)) return edr_fail(EDR_E_OFFSETS, at, i);
+            if (!edr_span_ok(field->offsets, rows[i] * (1 + field->gap), field->size)) return edr_fail(EDR_E_OFFSETS, at, i);
         }
     }
     return EDR_OK;

@@ -87,7 +87,7 @@ class FeaturePlan:
     def fields(self) -> int:
         """How many fields `encode` needs at least."""
 
-    def encode(self, fields: Sequence[_Field], rows: _I64) -> tuple[_I32, _F32]:
+    def encode(self, fields: Sequence[_Field | tuple[_U64, _F32 | None, _I64, int]], rows: _I64) -> tuple[_I32, _F32]:
         """Feature ids, int32 [N, F], and weights, float32 [N, F], of N rows; 0 in unused slots.
 
         Parameters
@@ -95,7 +95,8 @@ class FeaturePlan:
         fields : at most 256 tuples of
             hashes : uint64 [n]; ascending within a set (else the row is unspecified, but nothing breaks);
             weights : float32 [n], or None: all 1;
-            offsets : int64 [R + 1], the set of row r being ``hashes[offsets[r]:offsets[r + 1]]``, or None: one set for all rows.
+            offsets : int64 [R + 1], the set of row r being ``hashes[offsets[r]:offsets[r + 1]]``, or None: one set for all rows;
+            gap : optional; G > 0 takes ``offsets[r * (1 + G)]`` and the next for row r: one of 1 + G fields that share `hashes`.
         rows : int64 [N], row i of the result takes the sets of ``rows[i]``
         """
 
@@ -117,35 +118,35 @@ def longest_first(offsets: _I64, rows: _I64, cap: int) -> tuple[_I64, _I64]:
     InputError : a row outside the table, or offsets that go backwards or beyond the last one.
     """
 
-def pack_pairs(
-    query: _I32,
-    tokens: _I32,
-    offsets: _I64,
-    rows: _I64,
-    *,
-    prefix: _I32,
-    middle: _I32,
-    suffix: _I32,
-    pad_id: int,
-    query_type: int,
-    item_type: int,
-    max_tokens: int,
-    width: int | None = None,
-) -> tuple[_I32, _I32, _I32]:
-    """Token rows ``prefix + query + middle + item + suffix``, padded on the right.
+@final
+class PairFrame:
+    """The parts that all token rows of a model share, checked once. Immutable, and safe to share between threads.
 
     Parameters
     ----------
-    query : int32 [q], already cut to the query's limit
-    tokens, offsets : int32 [n], int64 [R + 1]: item r is ``tokens[offsets[r]:offsets[r + 1]]``
-    rows : int64 [B], the items to pack
-    max_tokens : the item is cut so that no row is longer; InputError when the rest alone is longer
-    width : T; None takes the longest row. InputError when a row is longer.
-
-    Returns
-    -------
-    input_ids, attention_mask, token_type_ids : int32 [B, T]
+    prefix, middle, suffix : int32, special tokens of a row ``prefix + query + middle + item + suffix``
+    pad_id : fills a row on the right
+    query_type, item_type : token types of ``prefix + query + middle`` and of ``item + suffix``
+    max_tokens : the item is cut so that no row is longer
     """
+
+    def __init__(
+        self, prefix: _I32, middle: _I32, suffix: _I32, *, pad_id: int, query_type: int, item_type: int, max_tokens: int
+    ) -> None: ...
+    def pack(self, query: _I32, tokens: _I32, offsets: _I64, rows: _I64, width: int | None = None) -> tuple[_I32, _I32, _I32]:
+        """Token rows of one query with B items.
+
+        Parameters
+        ----------
+        query : int32 [q], already cut to the query's limit; InputError when it leaves no room for the special tokens
+        tokens, offsets : int32 [n], int64 [R + 1]: item r is ``tokens[offsets[r]:offsets[r + 1]]``
+        rows : int64 [B], the items to pack
+        width : T; None takes the longest row. InputError when a row is longer.
+
+        Returns
+        -------
+        input_ids, attention_mask, token_type_ids : int32 [B, T]
+        """
 
 def index_build(hashes: _U64) -> tuple[_U64, _I32]:
     """A hash table of n <= 2**30 identifiers, by their XXH64: keys uint64 [cap], slots int32 [cap], -1 where empty.

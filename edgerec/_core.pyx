@@ -210,12 +210,13 @@ cdef class FeaturePlan:
 
 
 cdef int _field(object field, int i, edr_field *c) except -1:
-    if type(field) is not tuple or len(field) != 3:
+    if type(field) is not tuple or not 3 <= len(field) <= 4:
         raise InputError(f"fields[{i}] must be a tuple (hashes, weights or None, offsets or None), got {type(field).__name__}")
-    hashes, weights, offsets = field
+    hashes, weights, offsets = field[:3]
     c.weights = NULL
     c.offsets = NULL
     c.table = 0
+    c.gap = 0
     try:
         c.hashes = <uint64_t *> _array(hashes, cnp.NPY_UINT64, "hashes", "uint64")
         c.size = _size(hashes)
@@ -225,6 +226,9 @@ cdef int _field(object field, int i, edr_field *c) except -1:
                 raise InputError(f"{c.size} hashes but {len(weights)} weights")
         if offsets is not None:
             c.offsets = _offsets(offsets, "offsets", &c.table)
+            if len(field) == 4:
+                c.gap = _integer(field[3], "gap", 0, 2**31 - 1)
+                c.table = (c.table + c.gap) // (c.gap + 1)
     except InputError as error:
         raise InputError(f"fields[{i}]: {error}") from None
     return 0

@@ -17,7 +17,7 @@ from . import _core
 from .catalog_info import ID_SEED, CatalogInfo, read_info
 from .catalog_writer import build_catalog
 from .errors import BundleError, InputError
-from .features import ItemFeatures
+from .features import NO_FEATURES, ItemFeatures
 from .segment import SectionFile
 
 __all__ = ["Catalog", "CatalogInfo", "build_catalog"]
@@ -30,7 +30,7 @@ class Catalog:
     ----------
     info : what ``catalog.json`` says.
     item_tokens : (tokens int32 [total], offsets int64 [R + 1]); item i is ``tokens[offsets[i]:offsets[i + 1]]``.
-    features : the hashes of the items' fields; no columns for a bundle without features.
+    features : the hashes of the items' fields; no fields for a bundle without features.
     content : uint64 [R], a hash of each item's content, to tell what changed when the catalogue is rebuilt.
     """
 
@@ -42,8 +42,9 @@ class Catalog:
         self._slots = sections.column("ids.index.slots", np.int32)
         self.item_tokens: tuple[NDArray[np.int32], NDArray[np.int64]] = self._ragged("tokens", np.int32)
         self.content: NDArray[np.uint64] = sections.column("content", np.uint64)
-        columns = [self._ragged(f"feature{i}", np.uint64) for i in range(len(info.fields))]
-        self.features = ItemFeatures(tuple(hashes for hashes, _ in columns), tuple(offsets for _, offsets in columns))
+        self.features = NO_FEATURES
+        if info.fields:
+            self.features = ItemFeatures(*self._ragged("features", np.uint64, len(info.fields)), len(info.fields))
         capacity = len(self._keys)
         if len(self._slots) != capacity or capacity & (capacity - 1) or capacity <= info.items or len(self.content) != info.items:
             raise BundleError(
@@ -96,11 +97,11 @@ class Catalog:
                 raise BundleError(f"{self._sections.path}: {e}; build the catalogue again") from e
             raise
 
-    def _ragged(self, name: str, dtype: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def _ragged(self, name: str, dtype: Any, rows_per_item: int = 1) -> tuple[NDArray[Any], NDArray[np.int64]]:
         values = self._sections.column(name, dtype)
         offsets = self._sections.column(f"{name}.offsets", np.int64)
         # Two reads of eight bytes; the offsets between are checked row by row where they are used, and all by `verify`.
-        if len(offsets) != self.info.items + 1 or offsets[0] != 0 or offsets[-1] != len(values):
+        if len(offsets) != self.info.items * rows_per_item + 1 or offsets[0] != 0 or offsets[-1] != len(values):
             raise BundleError(
                 f"{self._sections.path}: the offsets of {name!r} do not fit its {len(values)} values; build the catalogue again"
             )
@@ -108,6 +109,6 @@ class Catalog:
 
     def _verify(self) -> None:
         self._sections.verify()
-        for offsets in (self._ids[1], self.item_tokens[1], *self.features.offsets):
+        for offsets in (self._ids[1], self.item_tokens[1], self.features.offsets):
             if (np.diff(offsets) < 0).any():
                 raise BundleError(f"{self._sections.path}: offsets go backwards; build the catalogue again")

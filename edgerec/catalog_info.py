@@ -11,7 +11,7 @@ from .errors import BundleError
 from .manifest import json_object, parse_json
 
 CATALOG = "catalog.json"
-FORMAT, VERSION = "edgerec-catalog", 1
+FORMAT, VERSION = "edgerec-catalog", 2
 ID_SEED = 0
 """Of the hashes in the id index and of the content column."""
 
@@ -37,7 +37,7 @@ class CatalogInfo:
     items : how many items.
     content_id : of the bundle it was built for; every bundle with the same one can use this catalogue.
     model_version : of that bundle, for people to read.
-    fields : the item fields of the feature spec, in the order of the columns ``feature0`` ...; empty without features.
+    fields : the item fields of the feature spec, in the order of an item's sets in ``features``; empty without features.
     segments : the section files; one, in this version.
     created : UTC time, ``YYYY-MM-DDTHH:MM:SSZ``.
     """

@@ -109,8 +109,8 @@ def _encode_chunks(
         spool.append_ragged("tokens", *text.encode_items([text.item_text(item) for item in chunk]))
         if features is not None:
             encoded = features.encode_items(chunk)
-            for i, (hashes, offsets) in enumerate(zip(encoded.hashes, encoded.offsets, strict=True)):
-                spool.append_ragged(f"feature{i}", hashes, offsets)
+            if encoded.fields:
+                spool.append_ragged("features", encoded.hashes, encoded.offsets)
         spool.append("content", _core.hash_strings([_content(item) for item in chunk], ID_SEED))
         done += len(chunk)
         if progress is not None:

@@ -11,6 +11,7 @@ import click
 from .cli_output import EXISTING_FOLDER, NEW_FILE, NEW_FOLDER, as_json, command_line, dump, needs, on_terminal, show, write_text
 
 data_folders = click.option("--data", "data", multiple=True, required=True, type=EXISTING_FOLDER, help="A data folder; may be repeated.")
+embedder = click.option("--embedder", default="", help="Sentence-embedding model of the weak labels.  [default: train: --base-model]")
 resume = click.option("--resume", is_flag=True, help="Go on from the last checkpoint under --out.")
 
 
@@ -19,9 +20,10 @@ resume = click.option("--resume", is_flag=True, help="Go on from the last checkp
 @click.option("--base-model", required=True, help="A local folder in Hugging Face layout, or a hub name.")
 @click.option("--recipe", required=True, type=click.Path(path_type=Path), help="A TOML file, or the name of a recipe that edgerec ships.")
 @click.option("--out", required=True, type=NEW_FOLDER, help="The teacher's folder.")
+@embedder
 @resume
 @as_json
-def train(data: tuple[Path, ...], base_model: str, recipe: Path, out: Path, resume: bool, as_json: bool) -> None:
+def train(data: tuple[Path, ...], base_model: str, recipe: Path, out: Path, embedder: str, resume: bool, as_json: bool) -> None:
     """Fine-tune a cross-encoder teacher on graded judgements.
 
     \b
@@ -33,7 +35,7 @@ def train(data: tuple[Path, ...], base_model: str, recipe: Path, out: Path, resu
         from .training.teacher import train_teacher
 
         settings = load_recipe(recipe)
-        result = train_teacher(data, base_model, settings, out, resume=resume, progress=on_terminal())
+        result = train_teacher(data, base_model, settings, out, embedder=embedder, resume=resume, progress=on_terminal())
     show(result if as_json else _summary(out, result), as_json=as_json)
 
 
@@ -49,9 +51,12 @@ def _summary(out: Path, result: Mapping[str, Any]) -> dict[str, Any]:
 @data_folders
 @click.option("--student", required=True, type=click.Path(path_type=Path), help="The student's recipe: a TOML file, or a shipped name.")
 @click.option("--out", required=True, type=NEW_FOLDER, help="The student's folder.")
+@embedder
 @resume
 @as_json
-def distill(teachers: tuple[Path, ...], data: tuple[Path, ...], student: Path, out: Path, resume: bool, as_json: bool) -> None:
+def distill(
+    teachers: tuple[Path, ...], data: tuple[Path, ...], student: Path, out: Path, embedder: str, resume: bool, as_json: bool
+) -> None:
     """Train a small student on the scores of one or more teachers and on the judgements.
 
     \b
@@ -63,7 +68,7 @@ def distill(teachers: tuple[Path, ...], data: tuple[Path, ...], student: Path, o
         from .training.distill import distill as run
 
         settings = load_recipe(student)
-        result = run(teachers, data, settings, out, resume=resume, progress=on_terminal())
+        result = run(teachers, data, settings, out, embedder=embedder, resume=resume, progress=on_terminal())
     show(result if as_json else _summary(out, result), as_json=as_json)
 
 

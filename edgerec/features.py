@@ -22,6 +22,7 @@ from .types import Item, UserProfile
 from .words import clean_text, normalize, split_trigrams, split_words
 
 __all__ = [
+    "NO_FEATURES",
     "FeatureEncoder",
     "FeatureSpec",
     "Field",
@@ -58,16 +59,28 @@ class QueryFeatures:
 
 @dataclass(frozen=True, slots=True)
 class ItemFeatures:
-    """The hashes of R items, column by column. One entry per item field, in spec order.
+    """The hashes of R items, item by item, so that one item's C fields lie side by side in memory.
 
     Attributes
     ----------
-    hashes : uint64 [total of the field]; item i has ``hashes[offsets[i]:offsets[i + 1]]``, ascending, no duplicates.
-    offsets : int64 [R + 1]
+    hashes : uint64 [total]; field c of item i, in spec order, has ``hashes[offsets[i * C + c]:offsets[i * C + c + 1]]``, ascending, no
+        duplicates.
+    offsets : int64 [R * C + 1]
+    fields : C
     """
 
-    hashes: tuple[NDArray[np.uint64], ...] = field(repr=False)
-    offsets: tuple[NDArray[np.int64], ...] = field(repr=False)
+    hashes: NDArray[np.uint64] = field(repr=False)
+    offsets: NDArray[np.int64] = field(repr=False)
+    fields: int
+    sets: tuple[tuple[NDArray[np.uint64], None, NDArray[np.int64], int], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        starts = (self.offsets[c:] if len(self.offsets) > c else self.offsets for c in range(self.fields))
+        object.__setattr__(self, "sets", tuple((self.hashes, None, offsets, self.fields - 1) for offsets in starts))
+
+
+NO_FEATURES = ItemFeatures(_EMPTY, np.zeros(1, np.int64), 0)
+"""Of items whose model has no features."""
 
 
 class FeatureEncoder:
@@ -129,8 +142,8 @@ class FeatureEncoder:
 
     def encode_items(self, items: Sequence[Item]) -> ItemFeatures:
         """Hash many items, one column at a time. Raises InputError for a value of another type."""
-        hashes, offsets = [], []
-        for entry in self._item_fields:
+        columns, sizes = [], np.empty((len(items), len(self._item_fields)), np.int64)
+        for c, entry in enumerate(self._item_fields):
             missing = [MISSING] if entry.kind in ("value", "log2") else []
             flat: list[str] = []
             counts = np.empty(len(items), np.int64)
@@ -138,10 +151,15 @@ class FeatureEncoder:
                 before = len(flat)
                 flat += _values(entry, getattr(item, entry.source)) or missing
                 counts[i] = len(flat) - before
-            column, starts = _sort_rows(self._hash(entry, flat), counts)
-            hashes.append(column)
-            offsets.append(starts)
-        return ItemFeatures(tuple(hashes), tuple(offsets))
+            column, sizes[:, c] = _sort_rows(self._hash(entry, flat), counts)
+            columns.append(column)
+        offsets = np.zeros(sizes.size + 1, np.int64)
+        np.cumsum(sizes, out=offsets[1:])
+        hashes = np.empty(int(offsets[-1]), np.uint64)
+        for c, column in enumerate(columns):
+            starts = np.cumsum(sizes[:, c]) - sizes[:, c]
+            hashes[np.arange(len(column)) + np.repeat(offsets[c : -1 : len(columns)] - starts, sizes[:, c])] = column
+        return ItemFeatures(hashes, offsets, len(columns))
 
     def encode_rows(self, query: QueryFeatures, items: ItemFeatures, rows: NDArray[np.int64]) -> Rows:
         """Features of the query with each of the chosen items.
@@ -156,7 +174,7 @@ class FeatureEncoder:
         ids : int32 [N, F]. weights : float32 [N, F], 0 in unused slots.
         """
         on_query = zip(query.hashes, query.weights, _ONE_SET, strict=False)
-        on_item = zip(items.hashes, _ONE_SET, items.offsets, strict=False)
+        on_item = iter(items.sets)
         sets = [next(on_item if entry.side == "item" else on_query) for entry in self.spec.fields]
         return self._plan.encode(sets, rows)
 
@@ -201,7 +219,7 @@ def _weighted_values(given: Mapping[str, float]) -> tuple[list[str], NDArray[np.
 
 
 def _sort_rows(hashes: NDArray[np.uint64], counts: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Sort each row's hashes and drop its repeats, all rows at once."""
+    """Sort each row's hashes and drop its repeats, all rows at once; returns the hashes and how many each row has left, int64 [rows]."""
     rows = np.repeat(np.arange(len(counts)), counts)
     if len(counts) and counts.max() > 1:
         order = np.lexsort((hashes, rows))
@@ -209,9 +227,7 @@ def _sort_rows(hashes: NDArray[np.uint64], counts: NDArray[np.int64]) -> tuple[N
         keep = np.ones(len(hashes), bool)
         keep[1:] = (hashes[1:] != hashes[:-1]) | (rows[1:] != rows[:-1])
         hashes, rows = hashes[keep], rows[keep]
-    offsets = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(np.bincount(rows, minlength=len(counts)), out=offsets[1:])
-    return hashes, offsets
+    return hashes, np.bincount(rows, minlength=len(counts))
 
 
 def add_golden(spec: FeatureSpec, examples: Sequence[tuple[str, Item, UserProfile | None]]) -> FeatureSpec:

@@ -17,7 +17,7 @@ from .bundle import read_file, read_json, read_manifest, verify_bundle
 from .catalog import Catalog
 from .engine import Engine, open_engine
 from .errors import BundleError, InputError
-from .features import FeatureEncoder, FeatureSpec, ItemFeatures, check_golden
+from .features import NO_FEATURES, FeatureEncoder, FeatureSpec, check_golden
 from .manifest import Manifest
 from .ranker_batches import Batcher, Table
 from .ranker_candidates import Candidate, Candidates, sort_out
@@ -204,7 +204,7 @@ class Ranker:
             yield Table(found.row_positions, found.rows, *self.catalog.item_tokens, self.catalog.features)
         if found.items:
             tokens, offsets = self._text.encode_items([self._text.item_text(item) for item in found.items])
-            features = self._features.encode_items(found.items) if self._features else ItemFeatures((), ())
+            features = self._features.encode_items(found.items) if self._features else NO_FEATURES
             yield Table(found.item_positions, np.arange(len(found.items)), tokens, offsets, features)
 
 

@@ -32,7 +32,7 @@ class Table:
     positions : int64 [N], places in the caller's list; None: 0 to N - 1.
     rows : int64 [N], rows of the arrays below.
     tokens, offsets : int32 [total], int64 [R + 1].
-    features : of the R items; no columns when the model has no features.
+    features : of the R items; no fields when the model has no features.
     """
 
     positions: NDArray[np.int64] | None
@@ -53,7 +53,13 @@ class Batcher:
 
     def __init__(self, text: TextSpec, features: FeatureEncoder | None) -> None:
         self._text, self._features = text, features
-        self._prefix, self._middle, self._suffix = (np.array(ids, np.int32) for ids in (text.prefix, text.middle, text.suffix))
+        self._frame = _core.PairFrame(
+            *(np.array(ids, np.int32) for ids in (text.prefix, text.middle, text.suffix)),
+            pad_id=text.pad_id,
+            query_type=text.query_type,
+            item_type=text.item_type,
+            max_tokens=text.max_tokens,
+        )
 
     def waves(
         self, query_tokens: NDArray[np.int32], query_features: QueryFeatures | None, table: Table
@@ -77,7 +83,7 @@ class Batcher:
             while end < len(rows):
                 begin, width = end, max(1, fixed + int(lengths[end]))  # no engine takes rows of width 0
                 end = min(begin + max(1, min(BATCH_ROWS, BATCH_TOKENS // width)), len(rows))
-                packed = self._pack(query_tokens, table, rows[begin:end], width)
+                packed = self._frame.pack(query_tokens, table.tokens, table.offsets, rows[begin:end], width)
                 wave.append((positions[begin:end], Batch(*packed, feature_ids=ids[begin:end], feature_weights=weights[begin:end])))
                 tokens += (end - begin) * width
                 if tokens >= WAVE_TOKENS or end == len(rows):
@@ -90,22 +96,3 @@ class Batcher:
         if query is None or self._features is None:
             return np.zeros((len(rows), 0), np.int32), np.zeros((len(rows), 0), np.float32)
         return self._features.encode_rows(query, items, rows)
-
-    def _pack(
-        self, query_tokens: NDArray[np.int32], table: Table, rows: NDArray[np.int64], width: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-        spec = self._text
-        return _core.pack_pairs(
-            query_tokens,
-            table.tokens,
-            table.offsets,
-            rows,
-            prefix=self._prefix,
-            middle=self._middle,
-            suffix=self._suffix,
-            pad_id=spec.pad_id,
-            query_type=spec.query_type,
-            item_type=spec.item_type,
-            max_tokens=spec.max_tokens,
-            width=width,
-        )

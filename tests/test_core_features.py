@@ -91,6 +91,7 @@ def one_set(draw: st.DrawFn, weighted: bool) -> Set:
 
 
 Field = tuple[NDArray[np.uint64], NDArray[np.float32] | None, NDArray[np.int64] | None]
+Joined = tuple[NDArray[np.uint64], NDArray[np.float32] | None, NDArray[np.int64], int]
 
 
 @st.composite
@@ -129,6 +130,36 @@ def test_encode_is_what_the_format_says(
         expected_ids, expected_values = encode_slowly(templates, [sets[row] for sets in slow], buckets, slots)
         assert ids[i].tolist() == expected_ids
         assert values[i].tobytes() == np.array(expected_values, np.float32).tobytes()
+
+
+def item_by_item(slow: list[list[Set]]) -> list[Joined]:
+    """The sets of several fields in one array, item by item."""
+    count, table = len(slow), len(slow[0])
+    flat = [slow[field][row] for row in range(table) for field in range(count)]
+    offsets = np.cumsum([0, *map(len, flat)]).astype(np.int64)
+    hashes = np.array([h for one in flat for h, _ in one], np.uint64)
+    values = np.array([w for one in flat for _, w in one], np.float32)
+    return [(hashes, values, offsets[field:], count - 1) for field in range(count)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_fields_that_share_an_array_give_the_same_rows(
+    case: tuple[list[tuple[int, int, int, int]], list[Field], list[list[Set]], list[int], int, int],
+) -> None:
+    templates, fields, slow, rows, buckets, slots = case
+    plan = plan_of(templates, buckets, slots)
+    for apart, joined in zip(
+        plan.encode(fields, np.array(rows, np.int64)), plan.encode(item_by_item(slow), np.array(rows, np.int64)), strict=True
+    ):
+        assert apart.tobytes() == joined.tobytes()
+
+
+@pytest.mark.parametrize(("gap", "match"), [(1, "row"), (2**40, "gap"), (-1, "gap"), ("1", "gap")])
+def test_a_gap_that_does_not_fit_is_refused(gap: object, match: str) -> None:
+    field = (np.array([1, 2, 3], np.uint64), None, np.array([0, 1, 3], np.int64), gap)
+    with pytest.raises(InputError, match=match):
+        plan_of([(EMIT, 0, 0, 1)], 10, 4).encode([field], np.array([1], np.int64))  # type: ignore[list-item]
 
 
 # ---- hostile input ----

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from edgerec._core import FeaturePlan, TopK, hash_packed, index_build, pack_pairs, project, sort_unique, topk
+from edgerec._core import FeaturePlan, PairFrame, TopK, hash_packed, index_build, project, sort_unique, topk
 
 N = 400_000
 hashes = np.random.default_rng(0).integers(0, 2**64, N, dtype=np.uint64)
@@ -25,8 +25,8 @@ def encode() -> object:
 
 
 def pack() -> object:
-    frame = {"prefix": ones, "middle": ones, "suffix": ones, "pad_id": 0, "query_type": 0, "item_type": 1, "max_tokens": 16}
-    return pack_pairs(ones, np.zeros(N, np.int32), np.arange(N + 1, dtype=np.int64), places, **frame)  # type: ignore[arg-type]
+    frame = PairFrame(ones, ones, ones, pad_id=0, query_type=0, item_type=1, max_tokens=16)
+    return frame.pack(ones, np.zeros(N, np.int32), np.arange(N + 1, dtype=np.int64), places)
 
 
 CALLS: dict[str, Callable[[], object]] = {
@@ -39,7 +39,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "sort_unique": lambda: sort_unique(hashes, scores),
     "index_build": lambda: index_build(hashes),
     "FeaturePlan.encode": encode,
-    "pack_pairs": pack,
+    "PairFrame.pack": pack,
 }
 
 

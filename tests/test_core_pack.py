@@ -1,4 +1,4 @@
-"""pack_pairs against list concatenation, longest_first against sorted."""
+"""PairFrame.pack against list concatenation, longest_first against sorted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgerec import InputError
-from edgerec._core import longest_first, pack_pairs
+from edgerec._core import PairFrame, longest_first
 
 token = st.integers(-(2**31), 2**31 - 1)
 
@@ -59,20 +59,9 @@ def test_a_row_is_prefix_query_middle_item_suffix(
         expected.append((left + item + suffix, [5] * len(left) + [6] * len(item + suffix)))
     longest = max((len(ids) for ids, _ in expected), default=fixed)
     width = data.draw(st.sampled_from([None, longest + extra]))
-    found = pack_pairs(
-        i32(query),
-        i32([t for item in items for t in item]),
-        i64([0, *np.cumsum([len(item) for item in items]).tolist()]),
-        i64(rows),
-        prefix=i32(prefix),
-        middle=i32(middle),
-        suffix=i32(suffix),
-        pad_id=pad,
-        query_type=5,
-        item_type=6,
-        max_tokens=fixed + room,
-        width=width,
-    )
+    frame = PairFrame(i32(prefix), i32(middle), i32(suffix), pad_id=pad, query_type=5, item_type=6, max_tokens=fixed + room)
+    offsets = i64([0, *np.cumsum([len(item) for item in items]).tolist()])
+    found = frame.pack(i32(query), i32([t for item in items for t in item]), offsets, i64(rows), width)
     wide = longest if width is None else width
     assert all(a.shape == (len(rows), wide) and a.dtype == np.int32 for a in found)
     for i, (ids, types) in enumerate(expected):
@@ -84,20 +73,11 @@ def test_a_row_is_prefix_query_middle_item_suffix(
 
 def pack(**changes: Any) -> Any:
     """A small good call, with arguments replaced."""
-    arguments: dict[str, Any] = {
-        "query": i32([1, 2]),
-        "tokens": i32([3, 4, 5, 6]),
-        "offsets": i64([0, 1, 4]),
-        "rows": i64([0, 1]),
-        "prefix": i32([101]),
-        "middle": i32([102]),
-        "suffix": i32([102]),
-        "pad_id": 0,
-        "query_type": 0,
-        "item_type": 1,
-        "max_tokens": 64,
-    } | changes
-    return pack_pairs(**arguments)
+    parts: dict[str, Any] = {"prefix": i32([101]), "middle": i32([102]), "suffix": i32([102])}
+    parts |= {"pad_id": 0, "query_type": 0, "item_type": 1, "max_tokens": 64}
+    call: dict[str, Any] = {"query": i32([1, 2]), "tokens": i32([3, 4, 5, 6]), "offsets": i64([0, 1, 4]), "rows": i64([0, 1])}
+    frame = PairFrame(**{name: changes.pop(name, value) for name, value in parts.items()})
+    return frame.pack(**call | changes)
 
 
 def test_a_small_call() -> None:
@@ -105,6 +85,15 @@ def test_a_small_call() -> None:
     assert ids.tolist() == [[101, 1, 2, 102, 3, 102, 0, 0], [101, 1, 2, 102, 4, 5, 6, 102]]
     assert mask.tolist() == [[1, 1, 1, 1, 1, 1, 0, 0], [1] * 8]
     assert types.tolist() == [[0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]]
+
+
+def test_a_frame_is_made_once_and_keeps_its_parts() -> None:
+    prefix = i32([101])
+    frame = PairFrame(prefix, i32([]), i32([102]), pad_id=0, query_type=0, item_type=0, max_tokens=8)
+    prefix[:] = 7
+    assert frame.pack(i32([1]), i32([3]), i64([0, 1]), i64([0]))[0].tolist() == [[101, 1, 3, 102]]
+    with pytest.raises(InputError, match="already"):
+        frame.__init__(prefix, prefix, prefix, pad_id=0, query_type=0, item_type=0, max_tokens=8)  # type: ignore[misc]
 
 
 # ---- hostile input ----

@@ -198,14 +198,13 @@ def test_items_encoded_together_give_the_rows_of_items_encoded_alone(query, shop
 @settings(max_examples=30)
 def test_item_columns_are_sorted_sets(shop):
     features = FeatureEncoder(EVERY_KIND).encode_items(shop)
-    assert len(features.hashes) == len(features.offsets) == 7
-    for hashes, offsets in zip(features.hashes, features.offsets, strict=True):
-        assert len(offsets) == len(shop) + 1
-        assert offsets[0] == 0
-        assert offsets[-1] == len(hashes)
-        for start, end in itertools.pairwise(offsets):
-            one = hashes[start:end].tolist()
-            assert one == sorted(set(one))
+    assert features.fields == len(features.sets) == 7
+    assert len(features.offsets) == len(shop) * 7 + 1
+    assert features.offsets[0] == 0
+    assert features.offsets[-1] == len(features.hashes)
+    for start, end in itertools.pairwise(features.offsets):
+        one = features.hashes[start:end].tolist()
+        assert one == sorted(set(one))
 
 
 def test_a_known_row():

@@ -401,7 +401,7 @@ def test_a_catalogue_that_lists_other_fields_is_refused(folder, tmp_path):
         Ranker.open(folder / "bundle", catalog=tmp_path / "catalog")
 
 
-@pytest.mark.parametrize("column", ["tokens.offsets", "feature0.offsets"])
+@pytest.mark.parametrize("column", ["tokens.offsets", "features.offsets"])
 def test_a_damaged_catalogue_is_a_bundle_error_when_the_row_is_used(folder, tmp_path, column):
     shutil.copytree(folder / "catalog", tmp_path / "catalog")
     sections = SectionFile(tmp_path / "catalog/segments/000000.seg")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgerec.features import ItemFeatures
+from edgerec.features import NO_FEATURES
 from edgerec.ranker_batches import Batcher, Table
 from edgerec.text import TextSpec
 
@@ -16,7 +16,7 @@ def test_rows_without_any_token_are_packed_one_token_wide():
     spec = TextSpec(
         max_tokens=8, max_query_tokens=2, item_fields=("title",), prefix=(), middle=(), suffix=(), pad_id=7, query_type=0, item_type=1
     )
-    table = Table(None, np.arange(3), np.array([5], np.int32), np.array([0, 0, 1, 1]), ItemFeatures((), ()))
+    table = Table(None, np.arange(3), np.array([5], np.int32), np.array([0, 0, 1, 1]), NO_FEATURES)
     batcher = Batcher(spec, None)
     (wave,) = batcher.waves(np.empty(0, np.int32), None, table)
     ((positions, batch),) = wave

@@ -133,8 +133,8 @@ class WarmUpSettings:
     Attributes
     ----------
     span_queries : queries made from titles, and at most as many of the training queries; 0 means no warm-up.
-    cosine : the share of the base model's embeddings in a label; the rest is word coverage. Above 0 only for a base model that was
-        trained to embed sentences.
+    cosine : the share of the embedder's cosine in a label; the rest is word coverage. Above 0 only for an encoder that was trained to
+        embed sentences: `edgerec train --embedder`, or else the base model.
     """
 
     span_queries: int = 0
@@ -172,13 +172,12 @@ class EnsembleSettings:
     Attributes
     ----------
     calibration : ``platt`` (on the training judgements) or ``standardise`` (on all training pairs).
-    weak : whether the weak ranker of `edgerec.training.weak` is a member; ``weak_cosine`` is the share of the sentence embeddings of the
-        encoder ``weak_base`` in it, the rest is word coverage.
+    weak : whether the weak ranker of `edgerec.training.weak` is a member; ``weak_cosine`` is the share of the cosine of the sentence
+        embeddings of `edgerec distill --embedder` in it, the rest is word coverage.
     """
 
     calibration: str = "platt"
     weak: bool = False
-    weak_base: str = ""
     weak_cosine: float = 0.0
 
 
@@ -321,10 +320,7 @@ def _check(recipe: Recipe, place: str) -> None:
             "student: span_queries and unlabelled_per_query must not be negative",
         ),
         (recipe.ensemble.calibration in ("platt", "standardise"), "ensemble.calibration is platt or standardise"),
-        (
-            0 <= recipe.ensemble.weak_cosine <= 1 and (not recipe.ensemble.weak_cosine or recipe.ensemble.weak_base),
-            "ensemble.weak_cosine is in [0, 1]; above 0 it needs ensemble.weak_base, the encoder's folder",
-        ),
+        (0 <= recipe.ensemble.weak_cosine <= 1, "ensemble.weak_cosine is in [0, 1]"),
         (0 < recipe.prune.flops <= 1 and recipe.prune.batches >= 1, "prune.flops is in (0, 1], prune.batches at least 1"),
         (student.buckets >= 1 and 1 <= student.slots <= 256, "student.buckets >= 1, 1 <= slots <= 256"),
     ]

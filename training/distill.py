@@ -62,7 +62,14 @@ class DistillTask:
 
 
 def distill(
-    teachers: Path | Sequence[Path], data: Sequence[Path], recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = False
+    teachers: Path | Sequence[Path],
+    data: Sequence[Path],
+    recipe: Recipe,
+    out: Path,
+    *,
+    embedder: str = "",
+    resume: bool = False,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Train a student on the scores of one or more teachers, and on the judgements; write the best checkpoint to ``out``.
 
@@ -72,6 +79,7 @@ def distill(
     Parameters
     ----------
     teachers : model folders; where ``student.init`` is ``teacher``, the student's weights come from the first.
+    embedder : a sentence-embedding model, for the weak member of an ensemble (``ensemble.weak``).
 
     Returns
     -------
@@ -87,10 +95,10 @@ def distill(
     datasets = train_datasets(data)
     train, dev = student_pairs(datasets, recipe), judged_pairs(datasets, "dev")
     run = open_run(out, resume=resume)  # only now, so that bad data leaves no run folder behind
-    targets, members = ensemble_targets(folders, train, datasets, recipe, out.parent, progress=progress)
+    targets, members = ensemble_targets(folders, train, datasets, recipe, out.parent, embedder=embedder, progress=progress)
     seed_everything(recipe.seed)
     scorer = _new_student(folders[0], infos[0], recipe, run)
-    facts = provenance(datasets, recipe, {"teachers": [{k: m.get(k) for k in ("kind", "sha256", "base", "scores")} for m in members]})
+    facts = provenance(datasets, recipe, {"teachers": [{k: m.get(k) for k in ("kind", "sha256", "embedder", "scores")} for m in members]})
     task = DistillTask(scorer, train, targets, dev, recipe)
     result = fit_student(scorer, train, task, recipe, run=run, facts=facts, progress=progress)
     return finish_student(out, run, scorer, {**student_info(scorer, datasets, train, recipe), "teachers": members, **facts, **result})

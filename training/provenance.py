@@ -49,6 +49,12 @@ def finish(out: Path, run: Path, info: Mapping[str, Any], write: Callable[[Path]
     return dict(info)
 
 
+def base_identity(model: str) -> str:
+    """SHA-256 of the weights of a local folder in Hugging Face layout, else the hub name."""
+    weights = Path(model) / "model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else model
+
+
 def weights_sha256(folder: Path) -> str:
     """SHA-256 of a model folder's weights: what it is, whatever it is called."""
     names = ("model.safetensors", "student.safetensors")

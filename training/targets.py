@@ -18,7 +18,7 @@ from edgerec.errors import InputError
 from .config import Recipe
 from .data import Dataset
 from .pairs import Pairs, Rows, TokenTable
-from .provenance import read_training_json, weights_sha256
+from .provenance import base_identity, read_training_json, weights_sha256
 from .student import StudentScorer
 from .teacher import Teacher
 from .weak import weak_scores
@@ -28,7 +28,7 @@ SCORED_AT_ONCE = 16_384
 
 
 def ensemble_targets(
-    teachers: Sequence[Path], pairs: Pairs, datasets: Sequence[Dataset], recipe: Recipe, folder: Path, *, progress: bool
+    teachers: Sequence[Path], pairs: Pairs, datasets: Sequence[Dataset], recipe: Recipe, folder: Path, *, embedder: str = "", progress: bool
 ) -> tuple[Scores, list[dict[str, Any]]]:
     """What the student should score for each pair, float32 [P], and what each member of the ensemble is.
 
@@ -37,8 +37,11 @@ def ensemble_targets(
 
     Raises
     ------
-    InputError : no teacher, scores that are not finite, or judgements that allow no calibration. BundleError : no model folder.
+    InputError : no teacher, no embedder for a weak ranker that reads embeddings, scores that are not finite, or judgements that allow no
+    calibration. BundleError : no model folder.
     """
+    if recipe.ensemble.weak and recipe.ensemble.weak_cosine and not embedder:
+        raise InputError("ensemble.weak_cosine above 0 needs --embedder, the folder or hub name of a sentence-embedding model")
     if not teachers:
         raise InputError("distillation needs a teacher; give at least one")
     found: list[tuple[Scores, dict[str, Any]]] = []
@@ -48,7 +51,7 @@ def ensemble_targets(
         facts = {"name": teacher.name, "kind": info["kind"], "sha256": weights_sha256(teacher), "scores": path.name}
         found.append((scores, {**facts, "recipe": info["recipe"]["name"], "dev": info["dev"]}))
     if recipe.ensemble.weak:
-        found.append(_weak_member(pairs, datasets, recipe, folder))
+        found.append(_weak_member(pairs, datasets, recipe, folder, embedder))
     if len(found) == 1:
         return found[0][0], [found[0][1]]
     members, total = [], np.zeros(len(pairs))
@@ -123,23 +126,23 @@ def _scoring(folder: Path, pairs: Pairs) -> Callable[[Rows], Scores]:
     return lambda rows: scorer.score_pairs(pairs, rows, table=tokens, hashed=hashed)
 
 
-def _weak_member(pairs: Pairs, datasets: Sequence[Dataset], recipe: Recipe, folder: Path) -> tuple[Scores, dict[str, Any]]:
-    s = recipe.ensemble
-    base = Path(s.weak_base) / "model.safetensors"
-    identity = {"base": hashlib.sha256(base.read_bytes()).hexdigest() if base.exists() else s.weak_base, "cosine": s.weak_cosine}
+def _weak_member(pairs: Pairs, datasets: Sequence[Dataset], recipe: Recipe, folder: Path, embedder: str) -> tuple[Scores, dict[str, Any]]:
+    cosine = recipe.ensemble.weak_cosine
+    identity = {"embedder": base_identity(embedder) if cosine else "", "cosine": cosine}
     options: dict[str, Any] = {"max_tokens": recipe.text.max_tokens, "precision": recipe.fit.precision}
     path = folder / f"weak-scores-{_key(pairs, json.dumps({**identity, **options}))}.npz"
     scores = _read_scores(path, len(pairs))
     if np.isnan(scores).any():
-        scores = weak_scores(pairs, datasets, s.weak_base, cosine=s.weak_cosine, **options)
+        scores = weak_scores(pairs, datasets, embedder, cosine=cosine, **options)
         _save_scores(path, scores)
     return scores, {"name": "weak", "kind": "weak", **identity, "scores": path.name}
 
 
 def _key(pairs: Pairs, scorer: str) -> str:
     key = hashlib.sha256(scorer.encode())
-    for query, item in zip(pairs.query, pairs.item, strict=True):
-        key.update(f"{pairs.query_texts[query]}\0{pairs.items[item].id}\0{pairs.items[item].title}\n".encode("utf-8", "surrogatepass"))
+    items = [hashlib.sha256(repr(item).encode("utf-8", "surrogatepass")).digest() for item in pairs.items]
+    for query, item in zip(pairs.query.tolist(), pairs.item.tolist(), strict=True):
+        key.update(pairs.query_texts[query].encode("utf-8", "surrogatepass") + b"\0" + items[item])
     return key.hexdigest()[:16]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import shutil
@@ -29,7 +28,7 @@ from .groups import parameter_groups
 from .loop import autocast, device, fit, open_run, seed_everything
 from .objective import JUDGED, Answers, loss_terms
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs, query_pairs
-from .provenance import finish, provenance, read_training_json
+from .provenance import base_identity, finish, provenance, read_training_json
 from .weak import warm_up_dataset
 
 
@@ -112,9 +111,18 @@ class _TeacherTask:
 
 
 def train_teacher(
-    data: Sequence[Path], base_model: str, recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = False
+    data: Sequence[Path],
+    base_model: str,
+    recipe: Recipe,
+    out: Path,
+    *,
+    embedder: str = "",
+    resume: bool = False,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune ``base_model`` (a folder or a hub name) on the train splits of all data folders; write the best checkpoint to ``out``.
+
+    ``embedder`` gives the embeddings of the warm-up's weak labels; empty: the base model.
 
     Returns
     -------
@@ -126,17 +134,17 @@ def train_teacher(
     """
     if not any(getattr(recipe.loss, name) for name in JUDGED):
         raise InputError(f"a teacher learns from judgements: give one of loss.{', loss.'.join(JUDGED)} a weight above 0")
-    out = Path(out)
+    out, embedder = Path(out), embedder or base_model
     datasets = train_datasets(data)
     dev = judged_pairs(datasets, "dev")
     seed_everything(recipe.seed)  # the head is new: its weights come from the seed
     model = _load_base(base_model, max(1, recipe.loss.classes))
-    judged, warm = [d.name for d in datasets], _warm_up_datasets(datasets, base_model, recipe)
+    judged, warm = [d.name for d in datasets], _warm_up_datasets(datasets, embedder, recipe)
     train = judged_pairs([*datasets, *warm], "train")
     run = open_run(out, resume=resume)  # last, so that bad input leaves no run folder behind
     encoder = _tokenizer(base_model, run, recipe)
     teacher = Teacher(model, encoder, precision=recipe.fit.precision)
-    facts = provenance(datasets, recipe, {"base_model": _identity_of(base_model)})
+    facts = provenance(datasets, recipe, {"base_model": base_identity(base_model), "embedder": base_identity(embedder)})
 
     def batches(epoch: int, only: Sequence[str]) -> list[Rows]:
         f = recipe.fit
@@ -164,11 +172,11 @@ def train_teacher(
     return finish(out, run, {"kind": "teacher", "text": encoder.spec.to_json(), "recipe": recipe.to_json(), **facts, **result}, write)
 
 
-def _warm_up_datasets(datasets: Sequence[Dataset], base_model: str, recipe: Recipe) -> list[Dataset]:
+def _warm_up_datasets(datasets: Sequence[Dataset], embedder: str, recipe: Recipe) -> list[Dataset]:
     if not recipe.warm_up.span_queries:
         return []
     options: dict[str, Any] = {"max_tokens": recipe.text.max_tokens, "precision": recipe.fit.precision, "seed": recipe.seed}
-    return [warm_up_dataset(d, base_model, recipe.warm_up, **options) for d in datasets]
+    return [warm_up_dataset(d, embedder, recipe.warm_up, **options) for d in datasets]
 
 
 def _load_base(base_model: str, outputs: int) -> Any:
@@ -199,12 +207,6 @@ def _tokenizer(base_model: str, run: Path, recipe: Recipe) -> TextEncoder:
         item_fields=settings.item_fields,
     )
     return TextEncoder(run / "tokenizer.json", spec)
-
-
-def _identity_of(base_model: str) -> str:
-    """sha256 of the weights of a local folder, else the hub name."""
-    weights = Path(base_model) / "model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else base_model
 
 
 def train_datasets(folders: Sequence[Path]) -> list[Dataset]:

@@ -1,4 +1,4 @@
-"""Weak labels: what the words and the base model's sentence embeddings say about a pair, before anybody has judged one.
+"""Weak labels: what the words and a model's sentence embeddings say about a pair, before anybody has judged one.
 
 A cross-encoder that starts from a sentence-embedding model forgets what that model knows of similarity, since its head is new. A warm-up on
 these labels teaches it that first; judgements then correct it. Source of the idea: Dehghani et al., arXiv 1704.08803.
@@ -50,10 +50,10 @@ def _words(text: str) -> set[str]:
 
 
 @torch.no_grad()
-def embed(texts: list[str], base_model: str, *, max_tokens: int, precision: str) -> NDArray[np.float32]:
+def embed(texts: list[str], embedder: str, *, max_tokens: int, precision: str) -> NDArray[np.float32]:
     """Sentence embeddings of length 1, float32 [N, H]: the mean of the encoder's outputs (Reimers and Gurevych, arXiv 1908.10084)."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(base_model)
-    model: Any = AutoModel.from_pretrained(base_model).to(device()).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(embedder)
+    model: Any = AutoModel.from_pretrained(embedder).to(device()).eval()
     order = np.argsort([len(text) for text in texts], kind="stable")
     out: NDArray[np.float32] = np.empty((len(texts), model.config.hidden_size), np.float32)
     with autocast(precision):
@@ -68,7 +68,7 @@ def embed(texts: list[str], base_model: str, *, max_tokens: int, precision: str)
     return out
 
 
-def warm_up_dataset(dataset: Dataset, base_model: str, settings: WarmUpSettings, *, max_tokens: int, precision: str, seed: int) -> Dataset:
+def warm_up_dataset(dataset: Dataset, embedder: str, settings: WarmUpSettings, *, max_tokens: int, precision: str, seed: int) -> Dataset:
     """Training queries and queries made from titles, with first-stage candidates and weak labels, as a data set of its own.
 
     Its grades are the labels, in [0, 1]: ``cosine`` times the cosine of the embeddings (0 where negative), and the rest the word coverage.
@@ -81,7 +81,7 @@ def warm_up_dataset(dataset: Dataset, base_model: str, settings: WarmUpSettings,
     weak = dataclasses.replace(dataset, name=f"{dataset.name}/warm-up", queries=texts, qrels={"train": pairs}, grade_min=0.0, grade_max=1.0)
     labels = iter(
         weak_scores(
-            judged_pairs([weak], "train"), [weak], base_model, cosine=settings.cosine, max_tokens=max_tokens, precision=precision
+            judged_pairs([weak], "train"), [weak], embedder, cosine=settings.cosine, max_tokens=max_tokens, precision=precision
         ).tolist()
     )
     return dataclasses.replace(
@@ -90,7 +90,7 @@ def warm_up_dataset(dataset: Dataset, base_model: str, settings: WarmUpSettings,
 
 
 def weak_scores(
-    pairs: Pairs, datasets: Sequence[Dataset], base_model: str, *, cosine: float, max_tokens: int, precision: str
+    pairs: Pairs, datasets: Sequence[Dataset], embedder: str, *, cosine: float, max_tokens: int, precision: str
 ) -> NDArray[np.float32]:
     """The weak label of every pair, float32 [P] in [0, 1]; ``datasets`` in the order of ``pairs.names``."""
     coverage = [Coverage(dataset) for dataset in datasets]
@@ -99,6 +99,6 @@ def weak_scores(
     if not cosine:
         return words
     texts = [*pairs.query_texts, *(item.title for item in pairs.items)]
-    vectors = embed(texts, base_model, max_tokens=max_tokens, precision=precision)
+    vectors = embed(texts, embedder, max_tokens=max_tokens, precision=precision)
     similar = np.einsum("ph,ph->p", vectors[pairs.query], vectors[len(pairs.query_texts) + pairs.item])
     return np.asarray(cosine * np.clip(similar, 0, 1) + (1 - cosine) * words, np.float32)

@@ -113,7 +113,9 @@ static void fuzz_encode(void)
         for (int64_t i = 0; i < fields[f].size; i++) w[i] = odd_float();
         fields[f].weights = w;
         fields[f].table = table;
-        fields[f].offsets = random_below(&rng, 2) != 0 ? odd_offsets(table, fields[f].size) : NULL;
+        const int64_t gap = random_below(&rng, 3), bad_gaps[4] = {-1, INT64_MIN, INT64_MAX, INT64_C(1) << 31};
+        fields[f].gap = random_below(&rng, 20) == 0 ? bad_gaps[random_below(&rng, 4)] : gap;
+        fields[f].offsets = random_below(&rng, 2) != 0 ? odd_offsets(table * (1 + gap), fields[f].size) : NULL;
         if (random_below(&rng, 2) != 0) {
             free(w);
             fields[f].weights = NULL;

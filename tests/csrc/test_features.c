@@ -48,8 +48,8 @@ static int slow_find(const uint64_t *h, int64_t n, uint64_t x)
 static void slow_template(slow_row *row, const edr_template *t, const edr_field *fields, int64_t r)
 {
     const edr_field *l = &fields[t->left], *g = t->op == EDR_OP_EMIT ? l : &fields[t->right];
-    const int64_t lb = l->offsets != NULL ? l->offsets[r] : 0, le = l->offsets != NULL ? l->offsets[r + 1] : l->size;
-    const int64_t gb = g->offsets != NULL ? g->offsets[r] : 0, ge = g->offsets != NULL ? g->offsets[r + 1] : g->size;
+    const int64_t lb = l->offsets != NULL ? l->offsets[r * (1 + l->gap)] : 0, le = l->offsets != NULL ? l->offsets[r * (1 + l->gap) + 1] : l->size;
+    const int64_t gb = g->offsets != NULL ? g->offsets[r * (1 + g->gap)] : 0, ge = g->offsets != NULL ? g->offsets[r * (1 + g->gap) + 1] : g->size;
     double total = 0.0, matched = 0.0;
     for (int64_t i = lb; i < le; i++) {
         const float w = l->weights != NULL ? l->weights[i] : 1.0f;
@@ -96,9 +96,10 @@ static int64_t random_set(uint64_t *state, uint64_t *to)
 static void random_field(uint64_t *state, edr_field *f, int64_t table)
 {
     const int shared = random_below(state, 2) == 0;
-    const int64_t sets = shared ? 1 : table;
-    uint64_t hashes[40 * 8];
-    int64_t offsets[9] = {0};
+    f->gap = random_below(state, 3);
+    const int64_t sets = shared ? 1 : table * (1 + f->gap);
+    uint64_t hashes[40 * 8 * 3];
+    int64_t offsets[8 * 3 + 1] = {0};
     for (int64_t r = 0; r < sets; r++) offsets[r + 1] = offsets[r] + random_set(state, hashes + offsets[r]);
     f->size = offsets[sets];
     f->hashes = exact_copy(hashes, (size_t)f->size * 8);
@@ -106,7 +107,7 @@ static void random_field(uint64_t *state, edr_field *f, int64_t table)
     f->table = table;
     f->weights = NULL;
     if (random_below(state, 2) == 0) {
-        float weights[40 * 8];
+        float weights[40 * 8 * 3];
         for (int64_t i = 0; i < f->size; i++) weights[i] = (float)random_below(state, 33) / 8.0f - 1.0f;
         f->weights = exact_copy(weights, (size_t)f->size * 4);
     }
@@ -180,14 +181,14 @@ static void test_weights_without_a_finite_ratio_emit_nothing(void)
     const int64_t row = 0;
     const float *const bad[3] = {infinite, not_a_number, none};
     for (int i = 0; i < 3; i++) {
-        const edr_field fields[2] = {{h, bad[i], NULL, 2, 0}, {h, NULL, NULL, 2, 0}};
+        const edr_field fields[2] = {{h, bad[i], NULL, 2, 0, 0}, {h, NULL, NULL, 2, 0, 0}};
         int32_t ids[2];
         float weights[2];
         CHECK(edr_encode_rows(&match, 1, fields, 2, &row, 1, 100, 2, ids, weights, NULL) == EDR_OK);
         CHECK(ids[0] == 0 && weights[0] == 0.0f && weights[1] == 0.0f);
     }
     /* A ratio of -8 million is unusual and defined. */
-    const edr_field fields[2] = {{h, tiny, NULL, 2, 0}, {h, NULL, NULL, 1, 0}};
+    const edr_field fields[2] = {{h, tiny, NULL, 2, 0, 0}, {h, NULL, NULL, 1, 0, 0}};
     int32_t ids[2];
     float weights[2];
     CHECK(edr_encode_rows(&match, 1, fields, 2, &row, 1, INT32_MAX, 2, ids, weights, NULL) == EDR_OK);
@@ -205,8 +206,8 @@ static void test_unsorted_sets_do_no_harm(void)
         }
         const int64_t split[3] = {0, 20, 50}, rows[2] = {0, 1};
         uint64_t *a = exact_copy(h[0], sizeof h[0]), *b = exact_copy(h[1], sizeof h[1]);
-        const edr_field fields[2] = {{a, NULL, random_below(&state, 2) != 0 ? split : NULL, 50, 2},
-                                     {b, NULL, random_below(&state, 2) != 0 ? split : NULL, 50, 2}};
+        const edr_field fields[2] = {{a, NULL, random_below(&state, 2) != 0 ? split : NULL, 50, 2, 0},
+                                     {b, NULL, random_below(&state, 2) != 0 ? split : NULL, 50, 2, 0}};
         const edr_template templates[4] = {{EDR_OP_COMMON, 0, 1, 1}, {EDR_OP_LEFT_ONLY, 0, 1, 2}, {EDR_OP_MATCH, 0, 1, 3}, {EDR_OP_CROSS, 0, 1, 4}};
         int32_t ids[2 * 8];
         float weights[2 * 8];
@@ -224,12 +225,12 @@ static void test_faults_are_found_before_anything_is_written(void)
     int32_t ids[8];
     float *weights = exact_room(8 * 4);
     int64_t at;
-    const edr_field field = {h, NULL, good, 4, 2};
+    const edr_field field = {h, NULL, good, 4, 2, 0};
     memset(ids, 0x5A, sizeof ids);
 #define ENCODE(t, m, f, count, r, n, v, s) edr_encode_rows(t, m, f, count, r, n, v, s, ids, weights, &at)
     const int64_t bad_offsets[][3] = {{0, 3, 2}, {-1, 2, 4}, {0, 2, 5}, {0, INT64_MAX, 4}, {3, 2, 4}};
     for (size_t i = 0; i < sizeof bad_offsets / sizeof bad_offsets[0]; i++) {
-        const edr_field bad = {h, NULL, bad_offsets[i], 4, 2};
+        const edr_field bad = {h, NULL, bad_offsets[i], 4, 2, 0};
         at = -1;
         CHECK(ENCODE(&emit, 1, &bad, 1, rows, 2, 10, 4) == EDR_E_OFFSETS);
         CHECK(at == 0 || at == 1);
@@ -243,10 +244,15 @@ static void test_faults_are_found_before_anything_is_written(void)
     for (size_t i = 0; i < sizeof bad_templates / sizeof bad_templates[0]; i++) {
         CHECK(ENCODE(&bad_templates[i], 1, &field, 1, rows, 2, 10, 4) == (i < 2 ? EDR_E_VALUE : EDR_E_ROW));
     }
-    const edr_field no_hashes = {NULL, NULL, good, 4, 2}, negative = {h, NULL, NULL, -1, 0}, no_table = {h, NULL, good, 4, -1};
+    const edr_field no_hashes = {NULL, NULL, good, 4, 2, 0}, negative = {h, NULL, NULL, -1, 0, 0}, no_table = {h, NULL, good, 4, -1, 0};
     CHECK(ENCODE(&emit, 1, &no_hashes, 1, rows, 2, 10, 4) == EDR_E_NULL);
     CHECK(ENCODE(&emit, 1, &negative, 1, rows, 2, 10, 4) == EDR_E_SIZE);
     CHECK(ENCODE(&emit, 1, &no_table, 1, rows, 2, 10, 4) == EDR_E_SIZE);
+    const int64_t bad_gaps[] = {-1, INT64_MIN, INT64_MAX, INT64_C(1) << 31};
+    for (size_t i = 0; i < sizeof bad_gaps / sizeof bad_gaps[0]; i++) {
+        const edr_field bad = {h, NULL, good, 4, 2, bad_gaps[i]};
+        CHECK(ENCODE(&emit, 1, &bad, 1, rows, 2, 10, 4) == EDR_E_SIZE);
+    }
     CHECK(ENCODE(&emit, EDR_MAX_TEMPLATES + 1, &field, 1, rows, 2, 10, 4) == EDR_E_SIZE);
     CHECK(ENCODE(&emit, -1, &field, 1, rows, 2, 10, 4) == EDR_E_SIZE);
     CHECK(ENCODE(NULL, 1, &field, 1, rows, 2, 10, 4) == EDR_E_NULL);
