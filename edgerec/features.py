@@ -175,7 +175,7 @@ class FeatureEncoder:
         """
         on_query = zip(query.hashes, query.weights, _ONE_SET, strict=False)
         on_item = iter(items.sets)
-        sets = [next(on_item if entry.side == "item" else on_query) for entry in self.spec.fields]
+        sets: list[Any] = [next(on_item if entry.side == "item" else on_query) for entry in self.spec.fields]
         return self._plan.encode(sets, rows)
 
     def _hash(self, entry: Field, values: list[str]) -> NDArray[np.uint64]:

@@ -53,6 +53,7 @@ class FitSettings:
     ----------
     batch_size : pairs a step; they come in groups of one query's items, at most ``group_size`` each.
     passes : data set name -> passes over it in one epoch; 1 where absent.
+    curriculum : data set names in the order in which an epoch shows them, one after the other; empty mixes all.
     eval_every : steps between evaluations on dev (and checkpoints); 0 means four times an epoch.
     precision : ``auto`` takes bf16 autocast where the processor has it, else ``fp32``; ``bf16`` insists.
     layer_decay : each layer learns at this share of the rate of the one above it, see `edgerec.training.groups`; 1 is one rate for all.
@@ -72,6 +73,7 @@ class FitSettings:
     precision: str = "auto"
     max_steps: int = 0
     passes: Mapping[str, int] = field(default_factory=dict)
+    curriculum: tuple[str, ...] = ()
     layer_decay: float = 1.0
     ema: float = 0.0
     attack: AttackSettings = field(default_factory=AttackSettings)

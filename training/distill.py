@@ -120,8 +120,7 @@ def student_pairs(datasets: Sequence[Dataset], recipe: Recipe) -> Pairs:
 
 def distill_batches(train: Pairs, recipe: Recipe, epoch: int) -> list[Rows]:
     """The steps of one epoch."""
-    f = recipe.fit
-    return epoch_batches(train, batch_size=f.batch_size, group_size=f.group_size, passes=f.passes, seed=recipe.seed, epoch=epoch)
+    return epoch_batches(train, recipe.fit, seed=recipe.seed, epoch=epoch)
 
 
 def fit_student(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from edgerec.errors import InputError
 from edgerec.text import TextEncoder
 from edgerec.types import Item
 
+from .config import FitSettings
 from .data import Dataset
 
 Rows = NDArray[np.int64]
@@ -93,33 +94,49 @@ def judged_pairs(datasets: Sequence[Dataset], split: str) -> Pairs:
     )
 
 
-def epoch_batches(
-    pairs: Pairs, *, batch_size: int, group_size: int, passes: Mapping[str, int], seed: int, epoch: int, only: Sequence[str] = ()
-) -> list[Rows]:
+def epoch_batches(pairs: Pairs, settings: FitSettings, *, seed: int, epoch: int, only: Sequence[str] = ()) -> list[Rows]:
     """Row numbers of each step of one epoch: chunks of up to ``group_size`` rows of one query, shuffled, packed to ``batch_size`` rows.
 
-    ``only`` names the data sets that take part; empty: all.
+    ``only`` names the data sets that take part; empty: all. Those of ``settings.curriculum`` come one after the other, in its order.
+
+    Raises
+    ------
+    InputError : ``passes`` or ``curriculum`` name a data set that is not there, the latter leaves one out, or no row takes part.
     """
-    unknown = sorted(set(passes) - set(pairs.names))
+    wanted, order = list(only or pairs.names), list(settings.curriculum)
+    unknown = sorted({*settings.passes, *order} - set(pairs.names))
     if unknown:
-        raise InputError(f"fit.passes names {unknown}, but the data sets are {list(pairs.names)}")
+        raise InputError(f"fit.passes or fit.curriculum name {unknown}, but the data sets are {list(pairs.names)}")
+    if order and not set(wanted) & set(order):
+        order = []  # none of these is judged data: a warm-up
+    elif order and sorted(order) != sorted(wanted):
+        raise InputError(f"fit.curriculum is {order}; expected each of {wanted} once")
     rng = np.random.default_rng([seed, epoch])
+    stages = [[name] for name in order] or [wanted]
+    batches = [rows for names in stages for rows in _mixed_batches(pairs, settings, names, rng)]
+    if not batches:
+        raise InputError(f"fit.passes = {dict(settings.passes)} leaves no training pair")
+    return batches
+
+
+def _mixed_batches(pairs: Pairs, settings: FitSettings, names: Sequence[str], rng: np.random.Generator) -> list[Rows]:
     starts = np.flatnonzero(np.r_[True, pairs.query[1:] != pairs.query[:-1]])
     chunks: list[Rows] = []
     for rows in np.split(np.arange(len(pairs)), starts[1:]):
         name = pairs.names[pairs.dataset[rows[0]]]
-        for _ in range(passes.get(name, 1) if not only or name in only else 0):
+        for _ in range(settings.passes.get(name, 1) if name in names else 0):
             shuffled = rng.permutation(rows)
-            parts = -(-len(rows) // group_size)
+            parts = -(-len(rows) // settings.group_size)
             chunks += np.array_split(shuffled, parts)
     batches: list[Rows] = []
     pending: list[Rows] = []
     for number in rng.permutation(len(chunks)):
-        if pending and sum(map(len, pending)) + len(chunks[number]) > batch_size:
+        if pending and sum(map(len, pending)) + len(chunks[number]) > settings.batch_size:
             batches.append(np.concatenate(pending))
             pending = []
         pending.append(chunks[number])
-    batches.append(np.concatenate(pending))
+    if pending:
+        batches.append(np.concatenate(pending))
     return batches
 
 

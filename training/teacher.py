@@ -147,10 +147,7 @@ def train_teacher(
     facts = provenance(datasets, recipe, {"base_model": base_identity(base_model), "embedder": base_identity(embedder)})
 
     def batches(epoch: int, only: Sequence[str]) -> list[Rows]:
-        f = recipe.fit
-        return epoch_batches(
-            train, batch_size=f.batch_size, group_size=f.group_size, passes=f.passes, seed=recipe.seed, epoch=epoch, only=only
-        )
+        return epoch_batches(train, recipe.fit, seed=recipe.seed, epoch=epoch, only=only)
 
     result = fit(
         teacher.model,

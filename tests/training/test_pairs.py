@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+from edgerec.training.config import FitSettings
 from edgerec.training.data import load_dataset
 from edgerec.training.pairs import Pairs, TokenTable, epoch_batches, judged_pairs
 from fixtures_export import write_tokenizer
@@ -37,14 +39,14 @@ def test_an_absent_split_is_an_input_error(tmp_path: Path) -> None:
 
 def test_an_epoch_shows_every_row_as_often_as_passes_say(pairs: Pairs) -> None:
     for passes, times in (({}, 1), ({"tiny": 3}, 3)):
-        batches = epoch_batches(pairs, batch_size=16, group_size=4, passes=passes, seed=5, epoch=0)
+        batches = epoch_batches(pairs, FitSettings(batch_size=16, group_size=4, passes=passes), seed=5, epoch=0)
         assert np.array_equal(np.bincount(np.concatenate(batches), minlength=len(pairs)), np.full(len(pairs), times))
         assert max(map(len, batches)) <= 16
 
 
 def test_batches_depend_on_seed_and_epoch_only(pairs: Pairs) -> None:
     def batches(seed: int, epoch: int) -> list[list[int]]:
-        return [b.tolist() for b in epoch_batches(pairs, batch_size=16, group_size=4, passes={}, seed=seed, epoch=epoch)]
+        return [b.tolist() for b in epoch_batches(pairs, FitSettings(batch_size=16, group_size=4), seed=seed, epoch=epoch)]
 
     assert batches(0, 1) == batches(0, 1)
     assert batches(0, 1) != batches(0, 2)
@@ -52,8 +54,29 @@ def test_batches_depend_on_seed_and_epoch_only(pairs: Pairs) -> None:
 
 
 def test_passes_of_an_unknown_data_set_are_an_input_error(pairs: Pairs) -> None:
-    with pytest.raises(InputError, match="elsewhere"):
-        epoch_batches(pairs, batch_size=16, group_size=4, passes={"elsewhere": 2}, seed=0, epoch=0)
+    for settings in (FitSettings(passes={"elsewhere": 2}), FitSettings(curriculum=("elsewhere",))):
+        with pytest.raises(InputError, match="elsewhere"):
+            epoch_batches(pairs, settings, seed=0, epoch=0)
+
+
+def test_no_pass_over_anything_is_an_input_error(pairs: Pairs) -> None:
+    with pytest.raises(InputError, match="no training pair"):
+        epoch_batches(pairs, FitSettings(passes={"tiny": 0}), seed=0, epoch=0)
+
+
+def test_a_curriculum_shows_one_data_set_after_the_other(pairs: Pairs) -> None:
+    half = np.where(np.arange(len(pairs)) < pairs.query.searchsorted(pairs.query.max() // 2), 0, 1)
+    two = dataclasses.replace(pairs, dataset=half, names=("first", "second"), grade_min=pairs.grade_min * 2)
+    for order in (("first", "second"), ("second", "first")):
+        settings = FitSettings(batch_size=16, group_size=4, passes={"first": 2}, curriculum=order)
+        batches = epoch_batches(two, settings, seed=0, epoch=0)
+        seen = [order.index(two.names[d]) for rows in batches for d in two.dataset[rows]]
+        assert seen == sorted(seen)
+        assert np.array_equal(np.bincount(np.concatenate(batches)), np.where(half == 0, 2, 1))
+    for order in (("first",), ("first", "first")):
+        with pytest.raises(InputError, match="each of"):
+            epoch_batches(two, FitSettings(curriculum=order), seed=0, epoch=0)
+    assert epoch_batches(two, FitSettings(curriculum=("second",)), seed=0, epoch=0, only=["first"])  # a warm-up is not part of it
 
 
 def test_forward_passes_hold_every_row_once_with_its_own_tokens(pairs: Pairs, tmp_path: Path) -> None:
