@@ -125,8 +125,9 @@ def export(student: Path, export: Path, data: tuple[Path, ...], as_json: bool) -
 @click.option("--min-judged", default=2, show_default=True, type=click.IntRange(min=1), help="Leave out queries with fewer judged items.")
 @click.option("--latency", is_flag=True, help="Also time every model and bundle on 100 first-stage candidates a query.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap intervals.")
-@click.option("--json", "json_file", type=NEW_FILE, help="Also write the table as JSON to this file.")
-@click.option("--report", type=NEW_FILE, help="Also write an HTML page with the table and a plot.")
+@click.option("--compare", nargs=2, metavar="A B", help="Two rows of the table: is B better than A, on which queries, and by chance?")
+@click.option("--json", "json_file", type=NEW_FILE, help="Also write the table, and the comparison, as JSON to this file.")
+@click.option("--report", type=NEW_FILE, help="Also write an HTML page with the tables and plots.")
 def evaluate(
     data: Path,
     split: str,
@@ -135,6 +136,7 @@ def evaluate(
     min_judged: int,
     latency: bool,
     seed: int,
+    compare: tuple[str, str] | None,
     json_file: Path | None,
     report: Path | None,
 ) -> None:
@@ -142,18 +144,27 @@ def evaluate(
 
     \b
     Example:
-      edgerec evaluate --data shop --split dev --model teacher --bundle bundle --json table.json
+      edgerec evaluate --data shop --split dev --model teacher --bundle bundle --compare BM25 bundle --json table.json
     """
+    for name in compare or ():
+        if name not in ("BM25", *(text for folder in (*models, *bundles) for text in (folder.name, str(folder)))):
+            raise click.BadParameter(f"{name!r} is neither BM25 nor the name of a --model or --bundle", param_hint="--compare")
     with needs("train"):
+        from .training.compare import compare as compare_rows
+        from .training.data import load_dataset
         from .training.evaluate import evaluate as run
 
         table = run(data, split, models=models, bundles=bundles, min_judged=min_judged, latency=latency, seed=seed, command=command_line())
+        comparison = compare_rows(table, *compare, load_dataset(data), seed=seed) if compare else None
     if json_file is not None:
-        write_text(json_file, dump(table.to_json()) + "\n")
+        more = {"comparison": comparison.to_json()} if comparison else {}
+        write_text(json_file, dump(table.to_json() | more) + "\n")
     if report is not None:
         with needs("train"):
             from .training.report import write_report
 
             report.parent.mkdir(parents=True, exist_ok=True)
-            write_report(table, report, title=f"{table.data}, split {table.split}")
+            write_report(table, report, comparison=comparison, title=f"{table.data}, split {table.split}")
     click.echo(table.to_markdown())
+    if comparison is not None:
+        click.echo(comparison.to_markdown())

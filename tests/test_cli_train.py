@@ -89,6 +89,40 @@ def test_the_table_has_a_row_for_every_stage(work: Path) -> None:
     assert [row["name"] for row in rows] == ["no rerank", "BM25", "teacher", "student", "bundle"]
 
 
+def test_two_rankers_are_compared(work: Path) -> None:
+    words = ("evaluate", "--data", work / "shop", "--bundle", work / "bundle", "--compare")
+    result = ok(*words, "BM25", "bundle", "--json", work / "compared.json", "--report", work / "compared.html")
+    comparison = json.loads((work / "compared.json").read_text(encoding="utf-8"))["comparison"]
+    assert (comparison["a"], comparison["b"]) == ("BM25", "bundle")
+    assert 0 < comparison["p_value"] <= 1
+    assert "bundle against BM25" in result.stdout
+    assert "bundle against BM25" in (work / "compared.html").read_text(encoding="utf-8")
+    refused = run(*words, "BM25", "bundel")
+    assert refused.exit_code == 2
+    assert "bundel" in refused.stderr
+
+
+def test_a_sentence_embedder_gives_the_weak_labels(work: Path) -> None:
+    recipe = TEACHER.replace("max_steps = 6", "max_steps = 2") + "[warm_up]\nspan_queries = 4\ncosine = 0.5\n"
+    (work / "warm.toml").write_text(recipe, encoding="utf-8")
+    common = ("train", "--data", work / "shop", "--base-model", work / "base", "--recipe", work / "warm.toml")
+    ok(*common, "--embedder", work / "base", "--out", work / "warm")
+    inputs = json.loads((work / "warm" / "training.json").read_text(encoding="utf-8"))["identity"]["inputs"]
+    assert inputs["embedder"] == inputs["base_model"]
+    missing = run(*common, "--embedder", work / "nowhere", "--out", work / "new")
+    assert missing.exit_code == 1
+    assert "--embedder" in missing.stderr
+    (work / "weak.toml").write_text(STUDENT + "[ensemble]\nweak = true\nweak_cosine = 0.5\n", encoding="utf-8")
+    common = ("distill", "--teacher", work / "teacher", "--data", work / "shop", "--student", work / "weak.toml")
+    refused = run(*common, "--out", work / "new")
+    assert refused.exit_code == 1
+    assert "--embedder" in refused.stderr
+    assert not list(work.glob("new*"))
+    ok(*common, "--embedder", work / "base", "--out", work / "weak")
+    members = json.loads((work / "weak" / "training.json").read_text(encoding="utf-8"))["teachers"]
+    assert [member["kind"] for member in members] == ["teacher", "weak"]
+
+
 def test_an_fp32_bundle_scores_text_as_the_student_does(work: Path) -> None:
     """Logits, not nDCG: a student this little trained has scores so close that rounding alone reorders them."""
     from edgerec.training.data import load_dataset

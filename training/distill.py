@@ -90,6 +90,8 @@ def distill(
     InputError : unusable data or recipe. BundleError : a teacher is no model folder. EdgerecError : training diverged.
     """
     check_taught(recipe)
+    if recipe.ensemble.weak and recipe.ensemble.weak_cosine and not embedder:
+        raise InputError("ensemble.weak_cosine above 0 needs --embedder, the folder or hub name of a sentence-embedding model")
     folders, out = [Path(teachers)] if isinstance(teachers, (str, Path)) else [Path(t) for t in teachers], Path(out)
     infos = [read_training_json(folder, "teacher", "student") for folder in folders]
     datasets = train_datasets(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgerec.errors import MissingExtraError
@@ -12,6 +13,8 @@ from .table import Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from .compare import Comparison
 
 COLOURS = {"baseline": "#8a8f98", "teacher": "#b4540a", "student": "#1f7a4d", "bundle": "#1d5fb8", "scorer": "#7a3fa0"}
 INK, SOFT = "#1c2430", "#5a6270"
@@ -26,6 +29,32 @@ def quality_plot(table: Table) -> str:
     ------
     MissingExtraError : matplotlib is not installed.
     """
+    timed = [row for row in table.rows if row.latency]
+    return _svg(lambda axes: _against_latency(axes, table, timed) if timed else _by_ranker(axes, table))
+
+
+def calibration_plot(comparison: Comparison) -> str:
+    """An inline ``<svg>``: the mean grade of each tenth of the pairs against its mean score, and what a calibrated logit would give.
+
+    Raises
+    ------
+    MissingExtraError : matplotlib is not installed.
+    """
+
+    def draw(axes: Axes) -> None:
+        for (name, bins), colour in zip(comparison.calibration.items(), (COLOURS["bundle"], COLOURS["teacher"]), strict=True):
+            axes.plot([b.score for b in bins], [b.grade for b in bins], marker="o", color=colour, label=name)
+            axes.plot([b.score for b in bins], [b.predicted for b in bins], color=colour, linewidth=1, linestyle=(0, (4, 3)), alpha=0.7)
+        axes.set_xlabel(
+            "mean score of a tenth of the judged pairs (dashed: the grade that this score predicts, read as a logit)", color=SOFT
+        )
+        axes.set_ylabel("mean grade", color=SOFT)
+        axes.legend(frameon=False)
+
+    return _svg(draw)
+
+
+def _svg(draw: Callable[[Axes], None]) -> str:
     try:
         from matplotlib import rc_context, rcParams
         from matplotlib.figure import Figure
@@ -36,11 +65,7 @@ def quality_plot(table: Table) -> str:
         rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "edgerec", "text.parse_math": False, "text.color": INK, "font.size": 10.0})
         figure = Figure(figsize=(8.6, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        timed = [row for row in table.rows if row.latency]
-        if timed:
-            _against_latency(axes, table, timed)
-        else:
-            _by_ranker(axes, table)
+        draw(axes)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#c3c8d0")
         axes.tick_params(colors=SOFT, length=0)

@@ -12,8 +12,10 @@ import numpy as np
 
 from edgerec.metrics import rank_order
 
+from .compare import Comparison
 from .judged import JudgedList
 from .plot import quality_plot
+from .report_compare import comparison_section
 from .table import Row, Table
 
 STYLE = """
@@ -49,7 +51,13 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; } code { fon
 
 
 def write_report(
-    tables: Table | Sequence[Table], path: Path, *, title: str = "Ranking evaluation", losses: int = 8, shown: int = 10
+    tables: Table | Sequence[Table],
+    path: Path,
+    *,
+    comparison: Comparison | None = None,
+    title: str = "Ranking evaluation",
+    losses: int = 8,
+    shown: int = 10,
 ) -> None:
     """Write the page, whole or not at all.
 
@@ -57,6 +65,7 @@ def write_report(
     ----------
     tables : one evaluation, or one for each data set.
     path : the HTML file; replaced if it exists.
+    comparison : of two rankers; a part of its own after the tables.
     losses : how many queries to show where a ranker loses most nDCG against BM25; 0 leaves that part out. It is the only part that
         prints queries and item titles.
     shown : ranks shown for each of those queries.
@@ -66,7 +75,7 @@ def write_report(
     MissingExtraError : matplotlib is not installed.
     OSError : the file cannot be written.
     """
-    page = render_report(tables, title=title, losses=losses, shown=shown)
+    page = render_report(tables, comparison=comparison, title=title, losses=losses, shown=shown)
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -81,10 +90,22 @@ def write_report(
         raise
 
 
-def render_report(tables: Table | Sequence[Table], *, title: str = "Ranking evaluation", losses: int = 8, shown: int = 10) -> str:
+def render_report(
+    tables: Table | Sequence[Table],
+    *,
+    comparison: Comparison | None = None,
+    title: str = "Ranking evaluation",
+    losses: int = 8,
+    shown: int = 10,
+) -> str:
     """The page of :func:`write_report` as text."""
     listed = [tables] if isinstance(tables, Table) else list(tables)
     sections = "\n".join(_section(table, losses, shown) for table in listed)
+    if comparison:
+        sections += comparison_section(comparison)
+        if losses:
+            a, b = (comparison.table.row(name) for name in (comparison.a, comparison.b))
+            sections += f"\n<h3>Where it loses most against {escape(a.name)}</h3>\n" + _losses(comparison.table, b, losses, shown, a)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n"
@@ -122,23 +143,23 @@ def _figures(table: Table) -> str:
     return f'<div class="scroll"><table><thead><tr>{header}</tr></thead>\n<tbody>\n{chr(10).join(lines)}\n</tbody></table></div>'
 
 
-def _losses(table: Table, row: Row, losses: int, shown: int) -> str:
-    bm25 = table.row("BM25")
-    change = row.ndcg_by_query - bm25.ndcg_by_query
+def _losses(table: Table, row: Row, losses: int, shown: int, against: Row | None = None) -> str:
+    rival = against or table.row("BM25")
+    change = row.ndcg_by_query - rival.ndcg_by_query
     worst = [int(i) for i in np.argsort(change, kind="stable")[:losses] if change[i] < 0]
     worse, better = int((change < -1e-9).sum()), int((change > 1e-9).sum())
-    blocks = [_loss(table, row, bm25, i, shown) for i in worst]
+    blocks = [_loss(table, row, rival, i, shown) for i in worst]
     summary = f"{escape(row.name)}: better on {better:,} queries, worse on {worse:,}, equal on {table.queries - better - worse:,}"
     return f"<details><summary>{summary}</summary>\n{chr(10).join(blocks)}\n</details>"
 
 
-def _loss(table: Table, row: Row, bm25: Row, query: int, shown: int) -> str:
+def _loss(table: Table, row: Row, rival: Row, query: int, shown: int) -> str:
     judged = table.lists[query]
     sides = ""
-    for side in (bm25, row):
+    for side in (rival, row):
         quality = f"{escape(side.name)}, nDCG@{table.k} {side.ndcg_by_query[query]:.3f}"
         sides += f"<div><small>{quality}</small>{_top(table, judged, side, query, shown)}</div>"
-    change = row.ndcg_by_query[query] - bm25.ndcg_by_query[query]
+    change = row.ndcg_by_query[query] - rival.ndcg_by_query[query]
     return (
         f'<div class="loss"><header><span>{escape(judged.query)}</span><span class="bad">{change:+.3f}</span></header>'
         f'<div class="sides">{sides}</div></div>'

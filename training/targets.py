@@ -37,11 +37,8 @@ def ensemble_targets(
 
     Raises
     ------
-    InputError : no teacher, no embedder for a weak ranker that reads embeddings, scores that are not finite, or judgements that allow no
-    calibration. BundleError : no model folder.
+    InputError : no teacher, scores that are not finite, or judgements that allow no calibration. BundleError : no model folder.
     """
-    if recipe.ensemble.weak and recipe.ensemble.weak_cosine and not embedder:
-        raise InputError("ensemble.weak_cosine above 0 needs --embedder, the folder or hub name of a sentence-embedding model")
     if not teachers:
         raise InputError("distillation needs a teacher; give at least one")
     found: list[tuple[Scores, dict[str, Any]]] = []

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
+from edgerec.errors import InputError
 from edgerec.words import split_words
 
 from .config import WarmUpSettings
@@ -51,9 +52,15 @@ def _words(text: str) -> set[str]:
 
 @torch.no_grad()
 def embed(texts: list[str], embedder: str, *, max_tokens: int, precision: str) -> NDArray[np.float32]:
-    """Sentence embeddings of length 1, float32 [N, H]: the mean of the encoder's outputs (Reimers and Gurevych, arXiv 1908.10084)."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(embedder)
-    model: Any = AutoModel.from_pretrained(embedder).to(device()).eval()
+    """Sentence embeddings of length 1, float32 [N, H]: the mean of the encoder's outputs (Reimers and Gurevych, arXiv 1908.10084).
+
+    Raises InputError when there is no such encoder.
+    """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(embedder)
+        model: Any = AutoModel.from_pretrained(embedder).to(device()).eval()
+    except (OSError, ValueError, KeyError) as e:
+        raise InputError(f"--embedder {embedder}: {e}; expected a Hugging Face folder or a hub name that can be reached") from e
     order = np.argsort([len(text) for text in texts], kind="stable")
     out: NDArray[np.float32] = np.empty((len(texts), model.config.hidden_size), np.float32)
     with autocast(precision):
