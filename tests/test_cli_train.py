@@ -97,9 +97,9 @@ def test_two_rankers_are_compared(work: Path) -> None:
     assert 0 < comparison["p_value"] <= 1
     assert "bundle against BM25" in result.stdout
     assert "bundle against BM25" in (work / "compared.html").read_text(encoding="utf-8")
-    refused = run(*words, "BM25", "bundel")
+    refused = run(*words, "BM25", "nobody")
     assert refused.exit_code == 2
-    assert "bundel" in refused.stderr
+    assert "nobody" in refused.stderr
 
 
 def test_a_sentence_embedder_gives_the_weak_labels(work: Path) -> None:
