@@ -19,7 +19,7 @@ from edgerec.errors import InputError
 from edgerec.text import TextEncoder, TextSpec, text_spec_from_tokenizer
 from edgerec.types import Item
 
-from . import losses
+from . import losses, workers
 from .augment import Augmenter, augmenter
 from .config import LossSettings, Recipe, recipe_from_json
 from .data import Dataset, load_dataset
@@ -106,10 +106,14 @@ class _TeacherTask:
 
         return loss_terms(answer, self._settings)
 
+    def queries(self, rows: Rows) -> Rows:
+        return self._train.query[rows]
+
     def evaluate(self) -> dict[str, float]:
         return dev_metrics(self._dev, self._teacher.score_pairs(self._dev, table=self._dev_table))
 
 
+@workers.joined()
 def train_teacher(
     data: Sequence[Path],
     base_model: str,
@@ -139,10 +143,10 @@ def train_teacher(
     dev = judged_pairs(datasets, "dev")
     seed_everything(recipe.seed)  # the head is new: its weights come from the seed
     model = _load_base(base_model, max(1, recipe.loss.classes))
-    judged, warm = [d.name for d in datasets], _warm_up_datasets(datasets, embedder, recipe)
+    judged, warm = [d.name for d in datasets], workers.first(lambda: _warm_up_datasets(datasets, embedder, recipe))
     train = judged_pairs([*datasets, *warm], "train")
     run = open_run(out, resume=resume)  # last, so that bad input leaves no run folder behind
-    encoder = _tokenizer(base_model, run, recipe)
+    encoder = TextEncoder(run / "tokenizer.json", workers.first(lambda: _tokenizer(base_model, run, recipe)))
     teacher = Teacher(model, encoder, precision=recipe.fit.precision)
     facts = provenance(datasets, recipe, {"base_model": base_identity(base_model), "embedder": base_identity(embedder)})
 
@@ -188,7 +192,7 @@ def _load_base(base_model: str, outputs: int) -> Any:
         raise InputError(f"--base-model {base_model}: {e}; expected a Hugging Face folder or a hub name that can be reached") from e
 
 
-def _tokenizer(base_model: str, run: Path, recipe: Recipe) -> TextEncoder:
+def _tokenizer(base_model: str, run: Path, recipe: Recipe) -> TextSpec:
     tokenizer = AutoTokenizer.from_pretrained(base_model)
     if not tokenizer.is_fast:
         raise InputError(f"--base-model {base_model}: has no tokenizer.json; edgerec needs a model with a fast tokenizer")
@@ -197,13 +201,12 @@ def _tokenizer(base_model: str, run: Path, recipe: Recipe) -> TextEncoder:
     backend.no_truncation()
     backend.save(str(run / "tokenizer.json"))
     settings = recipe.text
-    spec = text_spec_from_tokenizer(
+    return text_spec_from_tokenizer(
         run / "tokenizer.json",
         max_tokens=settings.max_tokens,
         max_query_tokens=settings.max_query_tokens,
         item_fields=settings.item_fields,
     )
-    return TextEncoder(run / "tokenizer.json", spec)
 
 
 def train_datasets(folders: Sequence[Path]) -> list[Dataset]:
