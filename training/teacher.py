@@ -26,6 +26,7 @@ from .data import Dataset, load_dataset
 from .dev import dev_metrics
 from .groups import parameter_groups
 from .loop import autocast, device, fit, open_run, seed_everything
+from .lora import count_parameters, merged, with_lora
 from .objective import JUDGED, Answers, loss_terms
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs, query_pairs
 from .provenance import base_identity, finish, provenance, read_training_json
@@ -148,6 +149,9 @@ def train_teacher(
     run = open_run(out, resume=resume)  # last, so that bad input leaves no run folder behind
     encoder = TextEncoder(run / "tokenizer.json", workers.first(lambda: _tokenizer(base_model, run, recipe)))
     teacher = Teacher(model, encoder, precision=recipe.fit.precision)
+    if recipe.fit.lora.rank:
+        teacher.model = with_lora(teacher.model, recipe.fit.lora)
+    parameters = count_parameters(teacher.model)
     facts = provenance(datasets, recipe, {"base_model": base_identity(base_model), "embedder": base_identity(embedder)})
 
     def batches(epoch: int, only: Sequence[str]) -> list[Rows]:
@@ -166,11 +170,12 @@ def train_teacher(
     )
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        (merged(teacher.model) if recipe.fit.lora.rank else model).save_pretrained(folder)
         AutoTokenizer.from_pretrained(base_model).save_pretrained(folder)
         shutil.copy(run / "tokenizer.json", folder / "tokenizer.json")
 
-    return finish(out, run, {"kind": "teacher", "text": encoder.spec.to_json(), "recipe": recipe.to_json(), **facts, **result}, write)
+    info = {"kind": "teacher", "text": encoder.spec.to_json(), "recipe": recipe.to_json(), "parameters": parameters, **facts, **result}
+    return finish(out, run, info, write)
 
 
 def _warm_up_datasets(datasets: Sequence[Dataset], embedder: str, recipe: Recipe) -> list[Dataset]:

@@ -66,7 +66,7 @@ def test_two_processes_follow_the_loss_curve_of_one(base: str, shop: Path, tmp_p
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
-    # A term averages over the rows that it knows, judged ones say; a share weighs by all of its rows. So a student's curve differs a little.
+    # BCE averages over judged rows, and a share weighs by all of its rows: a student's curve differs a little.
     for name, tolerance in (("teacher", 1e-4), ("student", 1e-2)):
         one, two = (json.loads((tmp_path / which / name / "training.json").read_text()) for which in ("one", "two"))
         assert two["machine"]["processes"] == 2
