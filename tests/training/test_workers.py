@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -64,8 +65,15 @@ def test_two_processes_follow_the_loss_curve_of_one(base: str, shop: Path, tmp_p
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
     command += [f"--master-port={free_port()}", tmp_path / "program.py", paths, shop, quiet, tmp_path / "two"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as started:
+        try:
+            _, errors = started.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)  # torchrun's own children too
+            raise
+    assert started.returncode == 0, errors[-3000:]
     # BCE averages over judged rows, and a share weighs by all of its rows: a student's curve differs a little.
     for name, tolerance in (("teacher", 1e-4), ("student", 1e-2)):
         one, two = (json.loads((tmp_path / which / name / "training.json").read_text()) for which in ("one", "two"))
