@@ -11,8 +11,11 @@ int edr_isa_supported(int isa)
     case EDR_ISA_SCALAR: return 1;
 #ifdef EDR_X86
     /* The compiler's runtime reads CPUID once, and XGETBV to learn whether the system saves the wide registers. */
-    case EDR_ISA_AVX2: __builtin_cpu_init(); return __builtin_cpu_supports("avx2") != 0;
+    case EDR_ISA_AVX2: __builtin_cpu_init(); return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case EDR_ISA_AVX512: __builtin_cpu_init(); return __builtin_cpu_supports("avx512f") != 0;
+    case EDR_ISA_AVX512_VNNI:
+        __builtin_cpu_init();
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni");
 #endif
 #if defined(__aarch64__)
     case EDR_ISA_NEON: return 1;
@@ -23,8 +26,8 @@ int edr_isa_supported(int isa)
 
 int edr_isa_best(void)
 {
-    static const int order[] = {EDR_ISA_AVX512, EDR_ISA_AVX2, EDR_ISA_NEON};
-    for (int i = 0; i < 3; i++) {
+    static const int order[] = {EDR_ISA_AVX512_VNNI, EDR_ISA_AVX512, EDR_ISA_AVX2, EDR_ISA_NEON};
+    for (int i = 0; i < 4; i++) {
         if (edr_isa_supported(order[i])) return order[i];
     }
     return EDR_ISA_SCALAR;
@@ -37,6 +40,7 @@ const char *edr_isa_name(int isa)
     case EDR_ISA_AVX2: return "avx2";
     case EDR_ISA_AVX512: return "avx512";
     case EDR_ISA_NEON: return "neon";
+    case EDR_ISA_AVX512_VNNI: return "avx512_vnni";
     default: return NULL;
     }
 }

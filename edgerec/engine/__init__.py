@@ -95,7 +95,7 @@ def open_engine(bundle: str | os.PathLike[str], *, threads: int | None = None, s
     ----------
     bundle : the bundle's folder.
     threads : threads inside one run; default: the cores this process may use.
-    spinning : let idle worker threads spin. Off, so that the host process keeps its cores; docs/build.md has the cost.
+    spinning : for ``ort``, let idle worker threads spin. Off, so that the host process keeps its cores; docs/build.md has the cost.
     probe : score the probe rows.
 
     Raises
@@ -125,11 +125,15 @@ def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool
         from .ort import OrtEngine
 
         return OrtEngine(root, manifest, limits, threads=threads, spinning=spinning)
+    if manifest.backend == "native":
+        from .native import NativeEngine
+
+        return NativeEngine(root, manifest, limits, threads=threads)
     if manifest.backend == "reference":
         from .reference import ReferenceEngine
 
         return ReferenceEngine(root, manifest, limits)
-    raise EngineError(f"{root}: this edgerec has no engine for backend {manifest.backend!r}; build the bundle for ort or reference")
+    raise EngineError(f"{root}: this edgerec has no engine for backend {manifest.backend!r}; build the bundle for ort, native or reference")
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
