@@ -231,7 +231,7 @@ def test_a_damaged_tokenizer_is_found_before_anything_is_written(bundle, tmp_pat
         ({"items": 0}, "items is 0"),
         ({"content_id": None}, "content_id is None"),
         ({"fields": "title_words"}, "fields must be a list"),
-        ({"fields": ["a", "b", "c", "d"]}, "section 'feature3' is absent"),
+        ({"fields": ["a", "b", "c", "d"]}, "offsets of 'features' do not fit"),
         ({"segments": []}, "0 segments"),
         ({"segments": [{}, {}]}, "2 segments"),
         ({"segments": [3]}, "segments is int"),
