@@ -32,7 +32,7 @@ def row_lengths(mask):
     return lengths
 
 
-cdef class Workspace:
+cdef class _Workspace:
     """Memory of one thread at work, at a multiple of 64."""
     cdef void *memory
     cdef void *aligned
@@ -75,7 +75,7 @@ cdef class Encoder:
         self.room_size = edr_score_room(&self.model)
         self.workers = count - 1
         self.idle = []
-        self.rooms = [Workspace(self.room_size) for _ in range(self.workers)]
+        self.rooms = [_Workspace(self.room_size) for _ in range(self.workers)]
         self.pid = getpid()
         self._start()
 
@@ -127,13 +127,13 @@ cdef class Encoder:
             self.pid = getpid()
             self._start()
         # A call takes a workspace of its own; the pool's threads have theirs. The list is only touched with the GIL held.
-        cdef Workspace mine = <Workspace> (self.idle.pop() if self.idle else Workspace(self.room_size))
+        cdef _Workspace mine = <_Workspace> (self.idle.pop() if self.idle else _Workspace(self.room_size))
         cdef void **rooms = <void **> calloc(self.workers + 1, sizeof(void *))
         if rooms is NULL:
             raise MemoryError("the list of workspaces")
         rooms[0] = mine.aligned
         for i in range(self.workers):
-            rooms[i + 1] = (<Workspace> self.rooms[i]).aligned
+            rooms[i + 1] = (<_Workspace> self.rooms[i]).aligned
         cdef cnp.ndarray logits = _new(given.rows, cnp.NPY_FLOAT32)
         cdef float *to = <float *> cnp.PyArray_DATA(logits)
         cdef int64_t at = -1

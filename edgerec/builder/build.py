@@ -83,10 +83,10 @@ def build_engine(
     ----------
     export : folder written by ``edgerec export``.
     bundle : folder to write; must not exist, unless ``replace`` is given and it is a bundle.
-    backend : ``ort`` (ONNX Runtime), ``native`` (the C engine: BERT-type students, int8 by token) or ``reference`` (numpy, slow, the oracle).
+    backend : ``ort`` (ONNX Runtime), ``native`` (the C engine: BERT-type students, int8 by token) or ``reference`` (numpy, the oracle).
     precision : ``fp32``; for ``ort`` and ``native`` also ``int8``.
-    activations : for int8 on ``ort``, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is closer to
-        fp32) or ``batch`` (faster); see `edgerec.builder.quantize.quantize_int8`.
+    activations : for int8 on ``ort``, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is
+        closer to fp32) or ``batch`` (faster); see `edgerec.builder.quantize.quantize_int8`.
     tolerances : the parity gates; by default `Tolerances` with the bounds that the model's recipe sets (``model.json: gate``).
     gate : bounds that go before those: ``ndcg_drop``, ``tau``, ``nan_count``.
 

@@ -25,10 +25,12 @@ Floats = NDArray[np.float32]
 PANEL = 32
 """Outputs of a linear layer that are packed together; EDR_PANEL in csrc/engine_kernels.h."""
 
-_OPERATORS = frozenset(
-    "Add MatMul Gemm Reshape Transpose LayerNormalization Gather Mul Gelu Concat Softmax Shape Unsqueeze Squeeze Range Cast Sub Slice Tanh "
-    "ReduceSum Div Erf Constant Identity Expand Flatten".split()
-)
+# fmt: off
+_OPERATORS = frozenset([
+    "Add", "Cast", "Concat", "Constant", "Div", "Erf", "Expand", "Flatten", "Gather", "Gelu", "Gemm", "Identity", "LayerNormalization",
+    "MatMul", "Mul", "Range", "ReduceSum", "Reshape", "Shape", "Slice", "Softmax", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
+])
+# fmt: on
 
 
 def native_engine(export: Export, precision: str) -> bytes:
@@ -97,8 +99,8 @@ class _Packer:
         pooler = "tower.pooler.weight" in self._left
         width = self._left["features.embedding.weight"].shape[1] if limits.buckets and "features.embedding.weight" in self._left else 0
         mlp = self._rows("features.hidden.weight") if limits.buckets else 0
-        config = [hidden, hidden // self._heads, self._layers, limits.vocab, positions, types, pooler, limits.buckets, width, mlp, self._int8]
-        self._out["config"] = np.array(config, np.int32)
+        tower = [hidden, hidden // self._heads, self._layers, limits.vocab, positions, types, pooler]
+        self._out["config"] = np.array([*tower, limits.buckets, width, mlp, self._int8], np.int32)
         inner = [self._rows(f"tower.layers.{i}.intermediate.weight") for i in range(self._layers)]
         # An inner size that pruning left uneven is filled up with units whose weights are zero: gelu(0) is 0.
         self._out["layers"] = np.array([[self._heads, -(-size // 32) * 32] for size in inner], np.int32)
@@ -123,9 +125,7 @@ class _Packer:
         (query, query_bias), key, value = (self._weight_and_bias(f"{theirs}.{name}", hidden, hidden) for name in ("query", "key", "value"))
         weight = np.concatenate([query * scale, key[0], value[0]])
         self._linear(f"{ours}.qkv", weight, np.concatenate([query_bias * scale, key[1], value[1]]), int8=self._int8)
-        self._linear(
-            f"{ours}.attention_output", *self._weight_and_bias(f"{theirs}.attention_output", hidden, hidden), int8=self._int8
-        )
+        self._linear(f"{ours}.attention_output", *self._weight_and_bias(f"{theirs}.attention_output", hidden, hidden), int8=self._int8)
         self._norm(f"{ours}.attention_norm", f"{theirs}.attention_norm")
         more = -inner % 32
         up, up_bias = self._weight_and_bias(f"{theirs}.intermediate", inner, hidden)
