@@ -70,10 +70,10 @@ typedef struct edr_model {
  * a wrong logit, never a read out of bounds.
  *
  * data     the file, at an address that is a multiple of 64 (a mapping is)
- * at       the section at fault, in the order they are looked for; -1 for the header
+ * at       the section at fault, in the order they are looked for; -1 for the header and the table
  * Fails with EDR_E_NULL, EDR_E_SIZE (the file is cut, or a section's size is not what the model's sizes ask for),
- * EDR_E_OFFSETS (a section lies outside, or is missing), EDR_E_VALUE (magic, version, dtype, or a size of the model that
- * this engine does not run).
+ * EDR_E_OFFSETS (a section lies outside or over another, is missing, or is there twice), EDR_E_VALUE (magic, version, rank,
+ * dtype, or a size of the model that this engine does not run).
  */
 edr_status edr_model_open(const void *data, int64_t size, edr_model *model, int64_t *at);
 
@@ -81,7 +81,7 @@ edr_status edr_model_open(const void *data, int64_t size, edr_model *model, int6
 
 /*
  * What is scored. Row i is ids[starts[i] .. starts[i] + lengths[i]): padded rows have starts i * T, ragged ones offsets.
- * The arrays of the features may be NULL when slots is 0; a slot of weight 0 is not looked at.
+ * The arrays of the features may be NULL when slots is 0. In a slot of weight 0 the id is not looked at and may be any number.
  */
 typedef struct edr_inputs {
     const int32_t *ids, *types; /* [size] */
@@ -108,8 +108,8 @@ edr_status edr_row_lengths(const int32_t *mask, int64_t rows, int64_t width, int
  *
  * at       the row at fault
  * Fails with EDR_E_NULL, EDR_E_SIZE (rows, slots; slots of a model without features), EDR_E_OFFSETS (a row lies outside ids),
- * EDR_E_SPACE (a row is empty or longer than the model's positions), EDR_E_VALUE (an id, type or feature id is outside its
- * table).
+ * EDR_E_SPACE (a row is empty or longer than the model's positions), EDR_E_VALUE (an id, a type, or the id of a feature whose
+ * weight is not 0, is outside its table).
  */
 edr_status edr_inputs_check(const edr_model *model, const edr_inputs *in, int64_t *at);
 

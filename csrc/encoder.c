@@ -261,7 +261,9 @@ edr_status edr_inputs_check(const edr_model *model, const edr_inputs *in, int64_
             wrong |= (uint32_t)in->ids[t] >= (uint64_t)model->vocab;
             wrong |= (uint32_t)in->types[t] >= (uint64_t)model->types;
         }
-        for (int64_t i = row * in->slots; i < (row + 1) * in->slots; i++) wrong |= (uint32_t)in->feature_ids[i] >= (uint64_t)model->buckets;
+        for (int64_t i = row * in->slots; i < (row + 1) * in->slots; i++) {
+            wrong |= in->feature_weights[i] != 0.0f && (uint32_t)in->feature_ids[i] >= (uint64_t)model->buckets;
+        }
         if (wrong) return edr_fail(EDR_E_VALUE, at, row);
     }
     return EDR_OK;

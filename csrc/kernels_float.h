@@ -129,9 +129,12 @@ TARGET static void FN(normalise)(float *x, int64_t n, const float *weight)
 
 TARGET static void FN(quantise)(const float *x, int64_t n, uint8_t *u, float *scale, float *least)
 {
-    VF low0 = LOAD(x), low1 = LOAD(x + VW), high0 = low0, high1 = low1;
+    const VF zero = SET1(0.0f);
+    VF low0 = LOAD(x), low1 = LOAD(x + VW), high0 = low0, high1 = low1, odd0 = MUL(low0, zero), odd1 = MUL(low1, zero);
     for (int64_t i = 2 * VW; i < n; i += 2 * VW) {
         const VF a = LOAD(x + i), b = LOAD(x + i + VW);
+        odd0 = FMA(a, zero, odd0);
+        odd1 = FMA(b, zero, odd1);
         low0 = MIN(low0, a);
         low1 = MIN(low1, b);
         high0 = MAX(high0, a);
@@ -142,7 +145,8 @@ TARGET static void FN(quantise)(const float *x, int64_t n, uint8_t *u, float *sc
     const float inverse = range > 0.0f ? 255.0f / range : 0.0f;
     const VF by = SET1(inverse), from = SET1(low);
     for (int64_t i = 0; i < n; i += VW) STORE_U8(u + i, MUL(SUB(LOAD(x + i), from), by));
-    *scale = range * (1.0f / 255.0f);
+    /* MIN and MAX drop a NaN; 0 times the row is 0, or NaN when a number is not finite, and then so is what comes of the row. */
+    *scale = range * (1.0f / 255.0f) + SUM(ADD(odd0, odd1));
     *least = low;
 }
 
@@ -168,7 +172,10 @@ TARGET static ALWAYS_INLINE void FN(scores)(const float *q, int64_t ldq, const f
     }
 }
 
-/* p becomes e^(p - its maximum) over the t keys; returns the reciprocal of the sum. */
+/*
+ * p becomes e^(p - its maximum) over the t keys; returns the reciprocal of the sum. exp clamps, so 0 times the score is added:
+ * a score that is not finite makes the sum NaN.
+ */
 TARGET static inline float FN(softmax)(float *p, int64_t t)
 {
     const int64_t whole = t / VW * VW, left = t - whole;
@@ -176,15 +183,16 @@ TARGET static inline float FN(softmax)(float *p, int64_t t)
     for (int64_t i = 0; i < whole; i += VW) most = MAX(most, LOAD(p + i));
     float top = MOST(most);
     for (int64_t i = whole; i < t; i++) top = p[i] > top ? p[i] : top;
-    const VF bar = SET1(top);
+    const VF bar = SET1(top), zero = SET1(0.0f);
     for (int64_t i = 0; i < whole; i += VW) {
-        const VF e = FN(exp)(SUB(LOAD(p + i), bar));
-        sum = ADD(sum, e);
+        const VF score = LOAD(p + i), e = FN(exp)(SUB(score, bar));
+        sum = FMA(score, zero, ADD(sum, e));
         STORE(p + i, e);
     }
     if (left > 0) {
-        STOREN(p + whole, left, FN(exp)(SUB(LOADN(p + whole, left), bar)));
-        sum = ADD(sum, LOADN(p + whole, left));
+        const VF score = LOADN(p + whole, left);
+        STOREN(p + whole, left, FN(exp)(SUB(score, bar)));
+        sum = FMA(score, zero, ADD(sum, LOADN(p + whole, left)));
     }
     return 1.0f / SUM(sum);
 }

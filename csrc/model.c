@@ -33,15 +33,35 @@ static void fault(reader *in, edr_status status)
     if (in->status == EDR_OK) in->status = status;
 }
 
+static const uint8_t *entry_at(const reader *in, int64_t i) { return in->data + HEADER_BYTES + i * ENTRY_BYTES; }
+
+/* Sections lie behind the table, in its order, and do not overlap. */
+static edr_status check_table(const reader *in)
+{
+    const uint64_t size = (uint64_t)in->size;
+    uint64_t end = (uint64_t)(HEADER_BYTES + in->sections * ENTRY_BYTES);
+    for (int64_t i = 0; i < in->sections; i++) {
+        const uint8_t *entry = entry_at(in, i);
+        const uint64_t offset = u64_at(entry + 72), bytes = u64_at(entry + 80);
+        if (u32_at(entry + 36) > 4) return EDR_E_VALUE;
+        if (offset % 64 != 0 || offset < end || offset > size || bytes > size - offset) return EDR_E_OFFSETS;
+        end = offset + bytes;
+    }
+    return EDR_OK;
+}
+
+/* The entry of that name; NULL when there is none, or more than one. */
 static const uint8_t *entry_of(const reader *in, const char *name)
 {
+    const uint8_t *found = NULL;
     char padded[NAME_BYTES] = {0};
     for (int i = 0; i < NAME_BYTES && name[i] != 0; i++) padded[i] = name[i];
     for (int64_t i = 0; i < in->sections; i++) {
-        const uint8_t *entry = in->data + HEADER_BYTES + i * ENTRY_BYTES;
-        if (memcmp(entry, padded, NAME_BYTES) == 0) return entry;
+        if (memcmp(entry_at(in, i), padded, NAME_BYTES) != 0) continue;
+        if (found != NULL) return NULL;
+        found = entry_at(in, i);
     }
-    return NULL;
+    return found;
 }
 
 /* The data of a section that must have this dtype and this shape; sides past the rank are 1. */
@@ -68,16 +88,11 @@ static const void *section(reader *in, const char *name, uint32_t dtype, int64_t
         }
         bytes *= (uint64_t)shape[i];
     }
-    const uint64_t offset = u64_at(entry + 72), size = (uint64_t)in->size;
     if (u64_at(entry + 80) != bytes) {
         fault(in, EDR_E_SIZE);
         return NULL;
     }
-    if (offset % 64 != 0 || offset > size || bytes > size - offset) {
-        fault(in, EDR_E_OFFSETS);
-        return NULL;
-    }
-    return in->data + offset;
+    return in->data + u64_at(entry + 72); /* within the file: check_table */
 }
 
 /* "layer07." + part + suffix, in a buffer that the next call writes again. */
@@ -191,6 +206,8 @@ edr_status edr_model_open(const void *data, int64_t size, edr_model *model, int6
     if (u64_at(in.data + 16) != (uint64_t)size || in.sections > MAX_SECTIONS || in.sections > (size - HEADER_BYTES) / ENTRY_BYTES) {
         return edr_fail(EDR_E_SIZE, at, -1);
     }
+    const edr_status table = check_table(&in);
+    if (table != EDR_OK) return edr_fail(table, at, -1);
     edr_model m;
     memset(&m, 0, sizeof m);
     read_sizes(&in, &m);

@@ -10,18 +10,12 @@ enum { HIDDEN = 64, HEAD = 16, LAYERS = 2, VOCAB = 50, POSITIONS = 150, TYPES = 
 enum { TABLE_ENTRIES = 64, LARGEST_FILE = 1 << 20 };
 
 typedef struct engine_file {
-    uint8_t *bytes; /* LARGEST_FILE of room, at a multiple of 64 */
+    uint8_t *bytes; /* LARGEST_FILE of room, at a multiple of 64, to be changed at will */
+    void *whole;
     int64_t size, sections;
+    int64_t ends[TABLE_ENTRIES]; /* of the sections; the next one begins 64 to 127 bytes later */
     uint64_t state;
 } engine_file;
-
-/* Room at a multiple of 64, at most 63 bytes longer than it says; `*whole` is to be freed. */
-static inline void *aligned_room(int64_t size, void **whole)
-{
-    *whole = aligned_alloc(64, size > 0 ? (size_t)((size + 63) / 64 * 64) : 64);
-    if (*whole == NULL) abort();
-    return *whole;
-}
 
 static inline float random_float(uint64_t *state, float least, float most)
 {
@@ -49,7 +43,8 @@ static inline void *add(engine_file *f, const char *name, uint32_t dtype, int64_
         if (dtype == 2) ((int8_t *)data)[i] = (int8_t)(random_below(&f->state, 255) - 127);
         if (dtype == 7) memcpy((float *)data + i, &value, 4);
     }
-    f->size += ((int64_t)bytes + 63) / 64 * 64;
+    f->ends[f->sections - 1] = f->size + (int64_t)bytes;
+    f->size = (f->size + (int64_t)bytes + 127) / 64 * 64;
     return data;
 }
 
@@ -86,8 +81,8 @@ static inline void add_linear(engine_file *f, const char *part, int64_t k, int64
 /* The whole file: with or without int8, features and the pooler. */
 static inline engine_file build_file(int int8, int features, int pooler)
 {
-    void *whole;
-    engine_file f = {aligned_room(LARGEST_FILE, &whole), 64 + 128 * TABLE_ENTRIES, 0, 7};
+    engine_file f = {.size = 64 + 128 * TABLE_ENTRIES, .state = 7};
+    f.bytes = aligned_room(LARGEST_FILE, &f.whole);
     memset(f.bytes, 0, LARGEST_FILE);
     const int32_t config[11] = {HIDDEN, HEAD, LAYERS, VOCAB, POSITIONS, TYPES, pooler, features ? BUCKETS : 0, features ? WIDTH : 0, features ? DEPTH : 0, int8};
     const int32_t layers[4] = {4, 96, 2, 64};
@@ -115,6 +110,7 @@ static inline engine_file build_file(int int8, int features, int pooler)
         add_linear(&f, "feature_mlp", WIDTH, 32, 0);
     }
     add(&f, "head", 7, HIDDEN + (features ? DEPTH : 0) + 1, 1, 1, 1, -0.3f, 0.3f);
+    f.size = f.ends[f.sections - 1];
     const uint32_t version = 1, sections = (uint32_t)f.sections;
     const uint64_t size = (uint64_t)f.size;
     memcpy(f.bytes, "EDRSECT1", 8);
@@ -124,13 +120,22 @@ static inline engine_file build_file(int int8, int features, int pooler)
     return f;
 }
 
+/* The file as a mapping has it, but that nothing may be read between the sections and behind the last. Free `*whole`. */
+static inline uint8_t *sealed(const engine_file *f, void **whole)
+{
+    uint8_t *copy = aligned_room(f->size, whole);
+    memcpy(copy, f->bytes, (size_t)f->size);
+    for (int64_t i = 0; i + 1 < f->sections; i++) FORBID(copy + f->ends[i], (size_t)((f->ends[i] + 127) / 64 * 64 - f->ends[i]));
+    return copy;
+}
+
 enum { MOST_ROWS = 90, SLOTS = 3 };
 
 /* Rows of many lengths, the longest as long as the model allows; ragged, with gaps between rows. */
 typedef struct rows {
     int32_t *ids, *types, *feature_ids;
     float *weights;
-    int64_t starts[MOST_ROWS], lengths[MOST_ROWS];
+    int64_t *starts, *lengths;
     edr_inputs in;
 } rows;
 
@@ -138,6 +143,8 @@ static inline void make_rows(rows *r, int64_t count, int features, uint64_t seed
 {
     uint64_t state = seed;
     int64_t size = 0;
+    r->starts = exact_room((size_t)count * 8);
+    r->lengths = exact_room((size_t)count * 8);
     for (int64_t i = 0; i < count; i++) {
         size += random_below(&state, 3);
         r->lengths[i] = i == 1 ? POSITIONS : 1 + random_below(&state, random_below(&state, 5) == 0 ? POSITIONS : 20);
@@ -161,6 +168,8 @@ static inline void make_rows(rows *r, int64_t count, int features, uint64_t seed
 
 static inline void free_rows(rows *r)
 {
+    free(r->starts);
+    free(r->lengths);
     free(r->ids);
     free(r->types);
     free(r->feature_ids);

@@ -8,7 +8,8 @@ static void test_cuts(int int8, int features, int pooler)
 {
     engine_file f = build_file(int8, features, pooler);
     edr_model m;
-    CHECK(edr_model_open(f.bytes, f.size, &m, NULL) == EDR_OK);
+    void *mapped;
+    CHECK(edr_model_open(sealed(&f, &mapped), f.size, &m, NULL) == EDR_OK);
     rows r;
     make_rows(&r, MOST_ROWS, features, 5);
     CHECK(edr_inputs_check(&m, &r.in, NULL) == EDR_OK);
@@ -41,8 +42,47 @@ static void test_cuts(int int8, int features, int pooler)
         }
     }
     free(whole);
+    free(mapped);
     free_rows(&r);
-    free(f.bytes);
+    free(f.whole);
+}
+
+/* The id of a slot without weight may be anything, and changes no bit; NaN in a row's weights spoils that row alone. */
+static void test_slots(int int8)
+{
+    engine_file f = build_file(int8, 1, 0);
+    edr_model m;
+    void *mapped, *whole;
+    CHECK(edr_model_open(sealed(&f, &mapped), f.size, &m, NULL) == EDR_OK);
+    rows r;
+    make_rows(&r, 5, 1, 3);
+    const int64_t size = edr_score_room(&m);
+    void *room = aligned_room(size, &whole);
+    float *before = exact_room(20), *after = exact_room(20);
+    for (int isa = 0; isa < EDR_ISA_COUNT; isa++) {
+        if (!edr_isa_supported(isa)) continue;
+        for (int i = 0; i < 5 * SLOTS; i += 2) r.weights[i] = i % 4 ? -0.0f : 0.0f;
+        for (int i = 0; i < 5 * SLOTS; i += 2) r.feature_ids[i] = 0;
+        CHECK(edr_inputs_check(&m, &r.in, NULL) == EDR_OK && edr_score(&m, &r.in, 0, 5, isa, room, size, before) == EDR_OK);
+        for (int i = 0; i < 5 * SLOTS; i += 2) r.feature_ids[i] = i % 3 == 0 ? INT32_MAX : i % 3 == 1 ? INT32_MIN : BUCKETS;
+        CHECK(edr_inputs_check(&m, &r.in, NULL) == EDR_OK && edr_score(&m, &r.in, 0, 5, isa, room, size, after) == EDR_OK);
+        CHECK(memcmp(before, after, 20) == 0);
+        const float weight = r.weights[7];
+        r.weights[7] = NAN;
+        r.feature_ids[7] = BUCKETS;
+        int64_t at = -1;
+        CHECK(edr_inputs_check(&m, &r.in, &at) == EDR_E_VALUE && at == 7 / SLOTS);
+        r.feature_ids[7] = 0;
+        CHECK(edr_inputs_check(&m, &r.in, NULL) == EDR_OK && edr_score(&m, &r.in, 0, 5, isa, room, size, after) == EDR_OK);
+        for (int i = 0; i < 5; i++) CHECK(i == 7 / SLOTS ? isnan(after[i]) : after[i] == before[i]);
+        r.weights[7] = weight;
+    }
+    free(before);
+    free(after);
+    free(whole);
+    free(mapped);
+    free_rows(&r);
+    free(f.whole);
 }
 
 static void test_inputs(void)
@@ -53,6 +93,7 @@ static void test_inputs(void)
     rows r;
     make_rows(&r, 4, 1, 8);
     int64_t at = -1;
+    r.weights[1] = 1.0f;
 #define REFUSED(change, back, status, row)                                \
     do {                                                                  \
         change;                                                           \
@@ -94,8 +135,8 @@ static void test_inputs(void)
     free(logits);
     free(whole);
     free_rows(&r);
-    free(f.bytes);
-    free(plain.bytes);
+    free(f.whole);
+    free(plain.whole);
 }
 
 static void test_lengths(void)
@@ -116,6 +157,7 @@ static void test_lengths(void)
 int main(void)
 {
     for (int kind = 0; kind < 8; kind++) test_cuts(kind & 1, kind >> 1 & 1, kind >> 2);
+    for (int int8 = 0; int8 < 2; int8++) test_slots(int8);
     test_inputs();
     test_lengths();
     return check_report();

@@ -35,7 +35,8 @@ static void test_threads(int int8)
 {
     engine_file f = build_file(int8, 1, 1);
     edr_model m;
-    CHECK(edr_model_open(f.bytes, f.size, &m, NULL) == EDR_OK);
+    void *mapped;
+    CHECK(edr_model_open(sealed(&f, &mapped), f.size, &m, NULL) == EDR_OK);
     rows r;
     make_rows(&r, MOST_ROWS, 1, 9);
     const int64_t size = edr_score_room(&m);
@@ -71,7 +72,8 @@ static void test_threads(int int8)
     edr_pool_free(pool);
     for (int i = 0; i < WORKERS + CALLERS; i++) free(whole[i]);
     free_rows(&r);
-    free(f.bytes);
+    free(mapped);
+    free(f.whole);
 }
 
 int main(void)

@@ -2,7 +2,7 @@
  * engine.bin: what a good one opens to, what a bad one is refused for; thousands of damaged ones are refused or scored. */
 #include "engine_file.h"
 
-/* A copy that ends with its heap block (its tail is at most 63 bytes off it), opened, and scored when it opens. */
+/* A copy in a heap block of its very size, opened, and scored when it opens. */
 static edr_status open_and_score(const uint8_t *bytes, int64_t size, int isa)
 {
     void *whole, *whole_room;
@@ -36,7 +36,7 @@ static void test_good(void)
         CHECK(m.widest_inner == 96 && m.widest_heads == 64 && m.layer[1].heads == 2 && m.layer[1].inner == 64);
         CHECK(m.layer[0].qkv.outputs == 192 && m.layer[1].qkv.outputs == 96 && m.layer[1].attention_output.inputs == 32);
         CHECK(open_and_score(f.bytes, f.size, EDR_ISA_SCALAR) == EDR_OK);
-        free(f.bytes);
+        free(f.whole);
     }
 }
 
@@ -63,7 +63,7 @@ static void test_faults(void)
         CHECK(OPEN(f.bytes, f.size) == EDR_E_VALUE && at == 0);
         set32(config + 4 * wrong[i].place, was);
     }
-    uint8_t *layers = config + 64;
+    uint8_t *layers = config + 128; /* behind the gap that add leaves */
     const int32_t heads[] = {0, -4, 3, 1 << 30, INT32_MAX};
     for (int i = 0; i < 5; i++) {
         set32(layers, heads[i]);
@@ -84,14 +84,30 @@ static void test_faults(void)
     CHECK(OPEN(f.bytes, f.size) == EDR_E_OFFSETS);
     entry[72] ^= 1;
     entry[79] = 0xFF;
-    CHECK(OPEN(f.bytes, f.size) == EDR_E_OFFSETS);
+    CHECK(OPEN(f.bytes, f.size) == EDR_E_OFFSETS && at == -1);
     entry[79] = 0;
-    entry[80] ^= 64;
-    CHECK(OPEN(f.bytes, f.size) == EDR_E_SIZE);
-    entry[80] ^= 64;
+    entry[36] = 5;
+    CHECK(OPEN(f.bytes, f.size) == EDR_E_VALUE && at == -1);
+    entry[36] = 4;
+    uint8_t other[32];
+    memcpy(other, entry + 128, 32);
+    memcpy(entry + 128, entry, 32); /* the name twice */
+    CHECK(OPEN(f.bytes, f.size) == EDR_E_OFFSETS && at == 2);
+    memcpy(entry + 128, other, 32);
+    uint8_t place[8];
+    memcpy(place, entry + 72, 8);
+    const int64_t lies[] = {64, 64 + 128 * 3, f.ends[1] / 64 * 64, f.ends[2] / 64 * 64 + 64, f.size / 64 * 64, INT64_MAX / 64 * 64};
+    for (int i = 0; i < 6; i++) { /* in the table, over its neighbours, past the end */
+        memcpy(entry + 72, &lies[i], 8);
+        CHECK(OPEN(f.bytes, f.size) == EDR_E_OFFSETS && at == -1);
+    }
+    memcpy(entry + 72, place, 8);
+    entry[80] ^= 1;
+    CHECK(OPEN(f.bytes, f.size) == EDR_E_SIZE && at == 2);
+    entry[80] ^= 1;
     CHECK(untouched(&m, sizeof m));
     CHECK(OPEN(f.bytes, f.size) == EDR_OK);
-    free(f.bytes);
+    free(f.whole);
 }
 
 static void test_damage(void)
@@ -110,7 +126,7 @@ static void test_damage(void)
             free(cut);
         }
         for (int round = 0; round < 600; round++) {
-            const int64_t begin = round % 3 == 1 ? config : 0, end = round % 3 == 0 ? table : round % 3 == 1 ? config + 128 : f.size;
+            const int64_t begin = round % 3 == 1 ? config : 0, end = round % 3 == 0 ? table : round % 3 == 1 ? config + 192 : f.size;
             int64_t places[3];
             uint8_t bits[3];
             const int64_t flips = 1 + random_below(&state, 3);
@@ -123,7 +139,7 @@ static void test_damage(void)
             for (int64_t i = 0; i < flips; i++) f.bytes[places[i]] ^= bits[i];
         }
         CHECK(open_and_score(f.bytes, f.size, EDR_ISA_SCALAR) == EDR_OK);
-        free(f.bytes);
+        free(f.whole);
     }
     CHECK(opened > 300 && opened < 2300);
 }
