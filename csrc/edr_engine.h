@@ -133,7 +133,8 @@ edr_status edr_score(const edr_model *model, const edr_inputs *in, int64_t begin
 
 typedef struct edr_pool edr_pool;
 
-/* A pool of `workers` threads (0 .. 1023: beside the caller, who works too); NULL when the system has none to give. */
+/* A pool of `workers` threads (0 .. 1023: beside the caller, who works too); NULL when the system has none to give. No signal
+ * that is meant for the process is delivered to them. */
 edr_pool *edr_pool_new(int64_t workers);
 
 /* Wait for the workers to end and free the pool; no edr_pool_run may be under way. NULL is fine. */

@@ -5,7 +5,9 @@
  * caller takes tasks of its own job alone, then sleeps until the last of them is done. One lock guards it all: a task is
  * a few hundred microseconds of products, taking one is some ten nanoseconds.
  */
+#define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 
 #include "edr_engine.h"
@@ -69,13 +71,17 @@ edr_pool *edr_pool_new(int64_t workers)
     if (pool == NULL) return NULL;
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->work, NULL);
-    for (; pool->workers < workers; pool->workers++) {
-        if (pthread_create(&pool->threads[pool->workers], NULL, worker, pool) != 0) {
-            edr_pool_free(pool);
-            return NULL;
-        }
-    }
-    return pool;
+    /* A signal sent to the process is for the host's threads: a worker starts with all of them blocked, but for its own faults. */
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+    for (int i = 0; i < 4; i++) sigdelset(&blocked, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
+    while (pool->workers < workers && pthread_create(&pool->threads[pool->workers], NULL, worker, pool) == 0) pool->workers++;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (pool->workers == workers) return pool;
+    edr_pool_free(pool);
+    return NULL;
 }
 
 void edr_pool_free(edr_pool *pool)

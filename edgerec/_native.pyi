@@ -55,4 +55,5 @@ class Encoder:
         Raises
         ------
         InputError : a row is empty, too long or outside ``ids``; an id is outside its table.
+        MemoryError : no memory for a workspace, or, in a forked child, no threads.
         """

@@ -124,8 +124,12 @@ cdef class Encoder:
         if _size(feature_ids) != given.slots * given.rows or _size(feature_weights) != _size(feature_ids):
             raise InputError(f"{_size(feature_ids)} feature ids and {_size(feature_weights)} weights for {given.rows} rows")
         if self.pid != getpid():
-            self.pid = getpid()
+            # Forked: the parent's threads are not in this process, and its pool may be locked for ever. It is left alone.
+            self.pool = NULL
             self._start()
+            self.pid = getpid()
+        cdef cnp.ndarray logits = _new(given.rows, cnp.NPY_FLOAT32)
+        cdef float *to = <float *> cnp.PyArray_DATA(logits)
         # A call takes a workspace of its own; the pool's threads have theirs. The list is only touched with the GIL held.
         cdef _Workspace mine = <_Workspace> (self.idle.pop() if self.idle else _Workspace(self.room_size))
         cdef void **rooms = <void **> calloc(self.workers + 1, sizeof(void *))
@@ -134,8 +138,6 @@ cdef class Encoder:
         rooms[0] = mine.aligned
         for i in range(self.workers):
             rooms[i + 1] = (<_Workspace> self.rooms[i]).aligned
-        cdef cnp.ndarray logits = _new(given.rows, cnp.NPY_FLOAT32)
-        cdef float *to = <float *> cnp.PyArray_DATA(logits)
         cdef int64_t at = -1
         cdef int status
         with nogil:

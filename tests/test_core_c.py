@@ -33,7 +33,7 @@ def test_every_c_source_has_a_test_and_every_test_says_how_to_compile_it() -> No
     tests = sorted(C_TESTS.glob("test_*.c"))
     tested = {path.stem.removeprefix("test_") for path in tests}
     assert {path.stem for path in (ROOT / "csrc").glob("*.c")} <= tested
-    for path in [*tests, C_TESTS / "fuzz_core.c"]:
+    for path in [*tests, *C_TESTS.glob("fuzz_*.c")]:
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         assert first.startswith("/* cc -std=c11 -g"), path
         assert "-fsanitize=address,undefined" in first, path
@@ -41,9 +41,13 @@ def test_every_c_source_has_a_test_and_every_test_says_how_to_compile_it() -> No
 
 def test_the_c_suite_passes_under_sanitizers(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     counts = make("test", tmp_path, 6000)
-    assert set(counts) == {path.stem.removeprefix("test_") for path in C_TESTS.glob("test_*.c")} | {"fuzz"}
+    assert set(counts) == {path.stem.removeprefix("test_") for path in C_TESTS.glob("test_*.c")} | {"fuzz_core", "fuzz_engine"}
     assert all(count > 0 for count in counts.values())
     record_property("c_checks", sum(counts.values()))
+
+
+def test_the_threads_of_the_engine_race_for_nothing(tmp_path: Path) -> None:
+    assert set(make("tsan", tmp_path, 0)) == {"pool", "engine"}
 
 
 @pytest.mark.slow
@@ -71,7 +75,7 @@ def test_the_library_needs_nothing_and_keeps_nothing(tmp_path: Path) -> None:
         kinds = [(line.split()[-2], line.split()[-1]) for line in symbols]
         needed = {name for kind, name in kinds if kind == "U" and not name.startswith("edr_")}
         # The pool alone has threads, and memory for them.
-        needed = {name for name in needed if path.stem != "pool" or not name.startswith("pthread_")}
+        needed = {name for name in needed if path.stem != "pool" or not name.startswith(("pthread_", "sig"))}
         assert needed <= (allowed | {"calloc", "free"} if path.stem == "pool" else allowed), path
         assert [name for kind, name in kinds if kind in "bBdDcC"] == [], f"{path} has writable data"
 

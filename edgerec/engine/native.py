@@ -14,6 +14,8 @@ from ..types import Batch
 from . import Limits
 from .machine import usable_cores
 
+MAX_THREADS = 1024
+
 
 class NativeEngine:
     """Runs ``engine.bin``. See `edgerec.engine.Engine`.
@@ -30,6 +32,7 @@ class NativeEngine:
     Raises
     ------
     BundleError : the engine file is damaged, or is not that of the model in ``model.json``.
+    EngineError : too many threads, for the engine or for the system.
     """
 
     backend = "native"
@@ -38,8 +41,11 @@ class NativeEngine:
         self.precision = manifest.precision
         self._limits = limits
         what = f"{root}: {manifest.engine_file}"
+        count = threads or min(usable_cores(), MAX_THREADS)
+        if count > MAX_THREADS:
+            raise EngineError(f"threads is {threads}; the native engine takes at most {MAX_THREADS}")
         try:
-            encoder = _native.Encoder(map_file(root, manifest, manifest.engine_file), isa=_core.isa(), threads=threads or usable_cores())
+            encoder = _native.Encoder(map_file(root, manifest, manifest.engine_file), isa=_core.isa(), threads=count)
         except InputError as error:
             raise BundleError(f"{what} is damaged or not an engine this version runs: {error}; build the bundle again") from error
         except MemoryError as error:
@@ -71,6 +77,8 @@ class NativeEngine:
             )
         except InputError as error:
             raise EngineError(f"batch: {error}") from error
+        except MemoryError as error:
+            raise EngineError(f"the engine cannot run: {error}; open it with fewer threads, or rank fewer queries at once") from error
 
     def close(self) -> None:
         """Release the model and its threads; runs in flight finish first."""

@@ -1,6 +1,8 @@
 /* cc -std=c11 -g -fsanitize=address,undefined -Icsrc tests/csrc/test_pool.c csrc/pool.c -lpthread -o test_pool
  * Every task runs once, whatever the number of tasks, workers and callers; a lane runs one task at a time. */
+#define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 
 #include "check.h"
@@ -17,6 +19,9 @@ typedef struct work {
 static void task(void *context, int64_t i, int64_t lane)
 {
     work *w = context;
+    sigset_t now;
+    pthread_sigmask(SIG_SETMASK, NULL, &now);
+    if (sigismember(&now, SIGINT) != (lane > 0) || sigismember(&now, SIGSEGV)) atomic_fetch_add(&w->wrong, 1);
     if (lane < 0 || lane > w->workers || (lane > 0 && atomic_fetch_add(&w->busy[lane], 1) != 0)) atomic_fetch_add(&w->wrong, 1);
     atomic_fetch_add(&w->ran[i], 1);
     if (lane > 0) atomic_fetch_sub(&w->busy[lane], 1);
