@@ -96,38 +96,50 @@ class _Packer:
         positions, types = self._rows("tower.position_embeddings.weight"), self._rows("tower.type_embeddings.weight")
         if positions < limits.tokens or types != limits.types:
             raise self._refused(f"{positions} positions and {types} token types; model.json needs {limits.tokens} and {limits.types}")
-        pooler = "tower.pooler.weight" in self._left
-        width = self._left["features.embedding.weight"].shape[1] if limits.buckets and "features.embedding.weight" in self._left else 0
+        pooler, size = "tower.pooler.weight" in self._left, hidden // self._heads
+        bag = self._left["features.embedding.weight"].shape[1] if limits.buckets and "features.embedding.weight" in self._left else 0
         mlp = self._rows("features.hidden.weight") if limits.buckets else 0
-        tower = [hidden, hidden // self._heads, self._layers, limits.vocab, positions, types, pooler]
-        self._out["config"] = np.array([*tower, limits.buckets, width, mlp, self._int8], np.int32)
-        inner = [self._rows(f"tower.layers.{i}.intermediate.weight") for i in range(self._layers)]
-        # An inner size that pruning left uneven is filled up with units whose weights are zero: gelu(0) is 0.
-        self._out["layers"] = np.array([[self._heads, -(-size // 32) * 32] for size in inner], np.int32)
-        for i in range(self._layers):
-            self._layer(i, inner[i])
+        tower = [hidden, size, self._layers, limits.vocab, positions, types, pooler]
+        self._out["config"] = np.array([*tower, limits.buckets, bag, mlp, self._int8], np.int32)
+        names = [f"tower.layers.{i}" for i in range(self._layers)]
+        sizes = [(self._rows(f"{name}.query.weight"), self._rows(f"{name}.intermediate.weight")) for name in names]
+        if any(width % size for width, _ in sizes):
+            raise self._refused(f"queries of {[width for width, _ in sizes]} outputs are not whole heads of {size}")
+        self._out["layers"] = np.array([[(w + self._spare(w)) // size, n + -n % 32] for w, n in sizes], np.int32)
+        for i, (width, inner) in enumerate(sizes):
+            self._layer(i, width, inner)
         self._embeddings(positions, types)
         if pooler:
             self._linear("pooler", *self._weight_and_bias("tower.pooler", hidden, hidden), int8=False)
         if limits.buckets:
-            self._out["feature_table"] = self._take("features.embedding.weight", limits.buckets, width)
-            self._linear("feature_mlp", *self._weight_and_bias("features.hidden", mlp, width), int8=False)
+            self._out["feature_table"] = self._take("features.embedding.weight", limits.buckets, bag)
+            self._linear("feature_mlp", *self._weight_and_bias("features.hidden", mlp, bag), int8=False)
         head, bias = self._weight_and_bias("head", 1, hidden + mlp)
         self._out["head"] = np.concatenate([head[0], bias])
         if self._left:
             raise self._refused(f"weights it does not know: {', '.join(sorted(self._left))[:200]}")
         return self._out
 
-    def _layer(self, number: int, inner: int) -> None:
+    def _spare(self, width: int) -> int:
+        """Columns of the heads to add, so that whole heads fill whole panels. Their weights, like those of the units that fill up an inner
+        size, are zero: they add nothing to any sum."""
+        return -width % math.lcm(PANEL, self._hidden // self._heads)
+
+    def _layer(self, number: int, width: int, inner: int) -> None:
         hidden, theirs, ours = self._hidden, f"tower.layers.{number}", f"layer{number:02d}"
+        size = hidden // self._heads
+        spare, more = self._spare(width), -inner % 32
         # The attention scale is folded into the query: q.k needs no multiplication afterwards.
-        scale = np.float32(1 / math.sqrt(hidden // self._heads))
-        (query, query_bias), key, value = (self._weight_and_bias(f"{theirs}.{name}", hidden, hidden) for name in ("query", "key", "value"))
-        weight = np.concatenate([query * scale, key[0], value[0]])
-        self._linear(f"{ours}.qkv", weight, np.concatenate([query_bias * scale, key[1], value[1]]), int8=self._int8)
-        self._linear(f"{ours}.attention_output", *self._weight_and_bias(f"{theirs}.attention_output", hidden, hidden), int8=self._int8)
+        scale = np.float32(1 / math.sqrt(size))
+        weights, biases = [], []
+        for name, factor in (("query", scale), ("key", np.float32(1)), ("value", np.float32(1))):
+            weight, bias = self._weight_and_bias(f"{theirs}.{name}", width, hidden)
+            weights.append(np.pad(weight * factor, ((0, spare), (0, 0))))
+            biases.append(np.pad(bias * factor, (0, spare)))
+        self._linear(f"{ours}.qkv", np.concatenate(weights), np.concatenate(biases), int8=self._int8)
+        mix, mix_bias = self._weight_and_bias(f"{theirs}.attention_output", hidden, width)
+        self._linear(f"{ours}.attention_output", np.pad(mix, ((0, 0), (0, spare))), mix_bias, int8=self._int8)
         self._norm(f"{ours}.attention_norm", f"{theirs}.attention_norm")
-        more = -inner % 32
         up, up_bias = self._weight_and_bias(f"{theirs}.intermediate", inner, hidden)
         down, down_bias = self._weight_and_bias(f"{theirs}.output", hidden, inner)
         self._linear(f"{ours}.up", np.pad(up, ((0, more), (0, 0))), np.pad(up_bias, (0, more)), int8=self._int8)
