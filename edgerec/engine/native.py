@@ -10,11 +10,28 @@ from numpy.typing import NDArray
 from .. import _core, _native
 from ..bundle import Manifest, map_file
 from ..errors import BundleError, EngineError, InputError
-from ..types import Batch
+from ..types import Batch, RaggedBatch
 from . import Limits
 from .machine import usable_cores
 
 MAX_THREADS = 1024
+
+
+def _score(
+    encoder: _native.Encoder,
+    ids: NDArray[np.int32],
+    types: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    batch: Batch | RaggedBatch,
+) -> NDArray[np.float32]:
+    features = np.ascontiguousarray(batch.feature_ids).reshape(-1), np.ascontiguousarray(batch.feature_weights).reshape(-1)
+    try:
+        return encoder.score(ids, types, starts, lengths, *features)
+    except InputError as error:
+        raise EngineError(f"batch: {error}") from error
+    except MemoryError as error:
+        raise EngineError(f"the engine cannot run: {error}; open it with fewer threads, or rank fewer queries at once") from error
 
 
 class NativeEngine:
@@ -58,28 +75,31 @@ class NativeEngine:
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Logits, float32 [B]. Raises EngineError."""
-        encoder = self._encoder
-        if encoder is None:
-            raise EngineError("the engine is closed; open the bundle again")
+        encoder = self._open_encoder()
         self._limits.check(batch)
         rows, width = batch.input_ids.shape
         if not rows:
             return np.zeros(0, np.float32)
         try:
             lengths = _native.row_lengths(np.ascontiguousarray(batch.attention_mask))
-            return encoder.score(
-                np.ascontiguousarray(batch.input_ids).reshape(-1),
-                np.ascontiguousarray(batch.token_type_ids).reshape(-1),
-                np.arange(0, rows * width, width, dtype=np.int64),
-                lengths,
-                np.ascontiguousarray(batch.feature_ids).reshape(-1),
-                np.ascontiguousarray(batch.feature_weights).reshape(-1),
-            )
         except InputError as error:
             raise EngineError(f"batch: {error}") from error
-        except MemoryError as error:
-            raise EngineError(f"the engine cannot run: {error}; open it with fewer threads, or rank fewer queries at once") from error
+        starts = np.arange(0, rows * width, width, dtype=np.int64)
+        ids, types = (np.ascontiguousarray(array).reshape(-1) for array in (batch.input_ids, batch.token_type_ids))
+        return _score(encoder, ids, types, starts, lengths, batch)
+
+    def run_ragged(self, batch: RaggedBatch) -> NDArray[np.float32]:
+        """Logits, float32 [B]. Raises EngineError."""
+        encoder = self._open_encoder()
+        self._limits.check_ragged(batch)
+        return _score(encoder, batch.ids, batch.types, batch.starts, batch.lengths, batch)
 
     def close(self) -> None:
         """Release the model and its threads; runs in flight finish first."""
         self._encoder = None
+
+    def _open_encoder(self) -> _native.Encoder:
+        encoder = self._encoder
+        if encoder is None:
+            raise EngineError("the engine is closed; open the bundle again")
+        return encoder
