@@ -255,12 +255,8 @@ edr_status edr_longest_first(int64_t size, const int64_t *offsets, int64_t table
 edr_status edr_pack_pairs(const edr_pair_frame *frame, const int32_t *tokens, int64_t size, const int64_t *offsets, int64_t table,
                           const int64_t *rows, int64_t n, int64_t width, int32_t *ids, int32_t *mask, int32_t *types, int64_t *at);
 
-/*
- * The tokens of all rows together, so that the caller can provide buffers for edr_pack_ragged.
- *
- * total    receives the sum of the rows' lengths; a row without any token counts as one
- * The rest, and the faults, as in edr_pack_width; EDR_E_SIZE also when the sum could overflow.
- */
+/* The tokens of all rows together, for the buffers of edr_pack_ragged; a row without any counts as one. Arguments and faults as in
+ * edr_pack_width; EDR_E_SIZE also when the sum could overflow. */
 edr_status edr_ragged_size(const edr_pair_frame *frame, int64_t size, const int64_t *offsets, int64_t table, const int64_t *rows, int64_t n,
                            int64_t *total, int64_t *at);
 

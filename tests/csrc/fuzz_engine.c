@@ -1,6 +1,6 @@
 /* cc -std=c11 -g -O1 -fsanitize=address,undefined -Icsrc tests/csrc/fuzz_engine.c csrc/[a-z]*.c -lm -lpthread -o fuzz_engine
  * fuzz_engine [rounds] [seed]: damaged engine files and damaged rows, deterministic. The sanitizers are the judge of memory; the
- * checks here are that a refusal writes nothing, and that what is accepted is scored, by the scalar and the fastest kernels. */
+ * checks here are that a refusal writes nothing, and that what is accepted is scored. */
 #include <math.h>
 
 #include "engine_file.h"
@@ -50,7 +50,7 @@ static void damage(uint8_t *file, int64_t sections, int64_t size)
 /* Rows of which one has, now and then, a start, a length, an id or a weight that is wrong. */
 static void odd_inputs(rows *r, const edr_model *m)
 {
-    const int64_t count = 1 + random_below(&rng, 6), row = random_below(&rng, count);
+    const int64_t count = 1 + random_below(&rng, random_below(&rng, 4) == 0 ? 6 : 1), row = random_below(&rng, count);
     make_rows(r, count, m->buckets != 0, random_u64(&rng));
     int64_t *const numbers[] = {r->starts + row, r->lengths + row};
     int32_t *const ids[] = {r->ids + random_below(&rng, r->in.size), r->types + random_below(&rng, r->in.size), r->feature_ids + row * SLOTS};
@@ -69,12 +69,13 @@ static void fuzz_rows(const edr_model *m)
     if (edr_inputs_check(m, &r.in, &at) == EDR_OK) {
         const int64_t size = edr_score_room(m);
         void *whole, *room = aligned_room(size, &whole);
-        float *slow = exact_room((size_t)r.in.rows * 4), *fast = exact_room((size_t)r.in.rows * 4);
-        CHECK(at == -7 && edr_score(m, &r.in, 0, r.in.rows, EDR_ISA_SCALAR, room, size, slow) == EDR_OK);
-        memset(room, 0xFF, (size_t)size);
-        CHECK(edr_score_all(m, &r.in, edr_isa_best(), NULL, 0, &room, size, fast, &at) == EDR_OK);
-        free(slow);
-        free(fast);
+        float *logits = exact_room((size_t)r.in.rows * 4);
+        int64_t tokens = 0;
+        for (int64_t i = 0; i < r.in.rows; i++) tokens += r.in.lengths[i];
+        /* The scalar kernels are slow under sanitizers: they get short rows, now and then. */
+        const int isa = tokens < 40 && random_below(&rng, 4) == 0 ? EDR_ISA_SCALAR : edr_isa_best();
+        CHECK(at == -7 && edr_score_all(m, &r.in, isa, NULL, 0, &room, size, logits, &at) == EDR_OK);
+        free(logits);
         free(whole);
         scored++;
     } else {
