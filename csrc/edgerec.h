@@ -54,17 +54,17 @@ typedef enum edr_status {
 const char *edr_status_text(int status);
 
 /* ----------------------------------------------------------------------------------------- instruction sets (isa.c)
- * Kernels exist several times, once per instruction set, and give the same answer bit for bit. The caller picks one
- * per edr_topk: usually edr_isa_best(), another to test or to compare. */
+ * Kernels exist several times, once per instruction set, and those of this header give the same answer bit for bit. The
+ * caller picks one: usually edr_isa_best(), another to test or to compare. */
 typedef enum edr_isa {
     EDR_ISA_SCALAR = 0, /* plain C, every machine */
     EDR_ISA_AVX2 = 1,   /* and FMA, which every CPU with AVX2 but one rare VIA has */
     EDR_ISA_AVX512 = 2, /* AVX-512F is enough */
     EDR_ISA_NEON = 3,   /* every 64-bit ARM */
-    EDR_ISA_AVX512_VNNI = 4
+    EDR_ISA_AVX512_VNNI = 4,
+    EDR_ISA_AVX_VNNI = 5 /* AVX2 with 8-bit dot products; compiled in by GCC from 11 on */
 } edr_isa;
-
-#define EDR_ISA_COUNT 5
+#define EDR_ISA_COUNT 6
 
 /* 1 when the kernels were compiled in and this CPU (and operating system) runs them, else 0. */
 int edr_isa_supported(int isa);
@@ -72,7 +72,7 @@ int edr_isa_supported(int isa);
 /* The fastest supported one. */
 int edr_isa_best(void);
 
-/* "scalar", "avx2", "avx512", "neon", "avx512_vnni"; NULL for any other number. */
+/* "scalar", "avx2", "avx512", "neon", "avx512_vnni", "avx_vnni"; NULL for any other number. */
 const char *edr_isa_name(int isa);
 
 /* --------------------------------------------------------------------------------------------------- hashing (hash.c)

@@ -1,5 +1,5 @@
 /*
- * engine_kernels.c: the encoder's loops for scalar, AVX2, AVX-512 and AVX-512 VNNI code.
+ * engine_kernels.c: the encoder's loops for scalar, AVX2, AVX-VNNI, AVX-512 and AVX-512 VNNI code.
  *
  * The loops are written once, in kernels_float.h and kernels_product.h, and compiled here once per instruction set
  * through a function attribute; only the integer dot products are spelled out for each. Tile heights are the largest
@@ -96,6 +96,9 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
         }
     }
     UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < 4; c++) PIN(pairs[r][c]);
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int c = 0; c < 2; c++) {
             /* hadd works within 128-bit halves: it leaves columns 0 1 4 5 2 3 6 7. */
             const __m256i mixed = _mm256_hadd_epi32(pairs[r][2 * c], pairs[r][2 * c + 1]);
@@ -115,7 +118,6 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
     } while (0)
 #include "kernels_float.h"
 #include "kernels_product.h"
-#undef EDR_VECTOR
 #undef TILE_ROWS
 #undef TILE_F32
 #undef TILE_U8
@@ -124,6 +126,57 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
 
 TABLE(avx2_kernels, avx2, avx2)
 
+#ifdef EDR_HAS_AVX_VNNI
+
+/* ---- AVX-VNNI: the 8-bit products of AVX-512 VNNI on 256 bits ---- */
+
+#define EDR_VNNI
+#include "vector.h"
+
+/* 3 rows x 4 sums, 3 of inputs, 1 vector of weights: all sixteen registers. */
+TARGET static ALWAYS_INLINE void dot_tile_avxvnni(__m256i sum[3][4], const uint8_t *x, const int8_t *b, int64_t k, const int rows)
+{
+    __m256i s[3][4], spread[3];
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < 4; c++) s[r][c] = _mm256_setzero_si256();
+    }
+    for (int64_t i = 0; i < k; i += 4, b += 4 * EDR_PANEL) {
+        UNROLL for (int r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, x + r * k + i, 4);
+            spread[r] = _mm256_set1_epi32(four);
+        }
+        UNROLL for (int c = 0; c < 4; c++) {
+            const __m256i weights = _mm256_loadu_si256((const __m256i *)(const void *)(b + 32 * c));
+            UNROLL for (int r = 0; r < rows; r++) s[r][c] = _mm256_dpbusd_avx_epi32(s[r][c], spread[r], weights);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < 4; c++) {
+            PIN(s[r][c]);
+            sum[r][c] = s[r][c];
+        }
+    }
+}
+
+#define TILE_ROWS 3
+#define TILE_F32 3
+#define TILE_U8 3
+#define TILE_MID 1
+#define DOT_TILE(sum, x, b, k, rows) dot_tile_avxvnni(sum, x, b, k, rows)
+#include "kernels_float.h"
+#include "kernels_product.h"
+#undef EDR_VNNI
+#undef TILE_ROWS
+#undef TILE_F32
+#undef TILE_U8
+#undef TILE_MID
+#undef DOT_TILE
+
+TABLE(avxvnni_kernels, avxvnni, avxvnni)
+#endif
+
+#undef EDR_VECTOR
 /* ---- AVX-512F: floats only; it has no integer products of bytes or words ---- */
 
 #define EDR_VECTOR 16
@@ -140,10 +193,7 @@ TABLE(avx512_kernels, avx512, avx2)
 #define EDR_VNNI
 #include "vector.h"
 
-/*
- * The sums have names, and pass through an empty statement that wants them in registers: otherwise the compiler (GCC 12)
- * stores all 24 of them at every step of k, for the sake of what follows, and that halves the speed.
- */
+/* The sums have names: pinned in an array, GCC 12 still stores all 24 of them at every step of k. */
 #define EACH_1(DO) DO(0)
 #define EACH_4(DO) DO(0) DO(1) DO(2) DO(3)
 #define EACH_12(DO) EACH_4(DO) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
@@ -154,7 +204,8 @@ TABLE(avx512_kernels, avx512, avx2)
     left##r = _mm512_dpbusd_epi32(left##r, spread, b0);  \
     right##r = _mm512_dpbusd_epi32(right##r, spread, b1);
 #define KEEP(r)                                         \
-    __asm__("" : "+v"(left##r), "+v"(right##r));        \
+    PIN(left##r);                                       \
+    PIN(right##r);                                      \
     sum[r][0] = left##r, sum[r][1] = right##r;
 #define DOT(ROWS)                                                                                                              \
     TARGET static ALWAYS_INLINE void dot_##ROWS##_vnni(__m512i sum[12][2], const uint8_t *x, const int8_t *b, int64_t k)       \
@@ -188,6 +239,9 @@ const edr_engine_kernels *edr_engine_kernels_for(int isa)
     case EDR_ISA_AVX2: return &avx2_kernels;
     case EDR_ISA_AVX512: return &avx512_kernels;
     case EDR_ISA_AVX512_VNNI: return &vnni_kernels;
+#endif
+#ifdef EDR_HAS_AVX_VNNI
+    case EDR_ISA_AVX_VNNI: return &avxvnni_kernels;
 #endif
     default: return &scalar_kernels;
     }

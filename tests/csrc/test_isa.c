@@ -18,7 +18,13 @@ int main(void)
     /* AVX-512 machines have AVX2, those with VNNI have AVX-512, and the most able one is preferred. */
     const int vnni = edr_isa_supported(EDR_ISA_AVX512_VNNI), wide = edr_isa_supported(EDR_ISA_AVX512), half = edr_isa_supported(EDR_ISA_AVX2);
     CHECK(wide <= half && vnni <= wide);
-    CHECK(edr_isa_best() == (vnni ? EDR_ISA_AVX512_VNNI : wide ? EDR_ISA_AVX512 : half ? EDR_ISA_AVX2 : EDR_ISA_SCALAR));
+    const int half_vnni = edr_isa_supported(EDR_ISA_AVX_VNNI);
+    CHECK(half_vnni <= half);
+    CHECK(edr_isa_best() == (vnni        ? EDR_ISA_AVX512_VNNI
+                             : wide      ? EDR_ISA_AVX512
+                             : half_vnni ? EDR_ISA_AVX_VNNI
+                             : half      ? EDR_ISA_AVX2
+                                         : EDR_ISA_SCALAR));
 #endif
     printf("best here: %s\n", edr_isa_name(edr_isa_best()));
     return check_report();
