@@ -36,9 +36,9 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PIP) --no-build-isolation --editable '.[train,build,dev]'
 	touch $@
 
-core: $(CORE)  ## compile csrc/ and edgerec/_core.pyx in place
+core: $(CORE)  ## compile csrc/ and its two bindings in place
 
-$(CORE): $(SETUP) setup.py edgerec/_core.pyx $(wildcard edgerec/*.pxi csrc/*.c csrc/*.h csrc/*.pxd)
+$(CORE): $(SETUP) setup.py edgerec/_core.pyx edgerec/_native.pyx $(wildcard edgerec/*.pxi csrc/*.c csrc/*.h csrc/*.pxd)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
@@ -49,7 +49,7 @@ lint: $(SETUP)  ## ruff and codespell
 
 types: $(SETUP) core  ## mypy --strict, and the stub of the C core against the compiled module
 	$(BIN)/mypy edgerec training
-	$(BIN)/python -m mypy.stubtest edgerec._core --mypy-config-file pyproject.toml --allowlist tests/stubtest.allow
+	$(BIN)/python -m mypy.stubtest edgerec._core edgerec._native --mypy-config-file pyproject.toml --allowlist tests/stubtest.allow
 
 test: $(SETUP) core  ## the test suite, with coverage
 	$(BIN)/python -m pytest -m "not slow and not gpu" --cov --cov-report=term
@@ -78,6 +78,6 @@ dist: $(SETUP)  ## sdist and wheel under dist/
 	$(BIN)/python -m build --no-isolation
 
 clean:  ## remove what the build made; keeps .venv, demo/ and models/
-	rm -rf build dist ./*.egg-info edgerec/_core.c edgerec/*.so .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf build dist ./*.egg-info edgerec/_core.c edgerec/_native.c edgerec/*.so .mypy_cache .ruff_cache .pytest_cache .coverage
 	rm -f $(CORE)
 	find edgerec training tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

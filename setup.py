@@ -16,17 +16,30 @@ flags = ["-std=c11", "-ffp-contract=off"] if sys.platform != "win32" else ["/std
 link: list[str] = []
 if sys.platform != "win32":
     flags += ["-O0", "-g"] if os.environ.get("EDGEREC_DEBUG") else ["-O3"]
+    flags += ["-pthread"]
+    link += ["-pthread"]
 if os.environ.get("EDGEREC_SANITIZE"):
     flags += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
     link += ["-fsanitize=address,undefined"]
 
-core = Extension(
-    "edgerec._core",
-    sources=["edgerec/_core.pyx", *sorted(glob("csrc/*.c"))],
-    include_dirs=["csrc", numpy.get_include()],
-    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
-    depends=[*glob("csrc/*.h"), *glob("csrc/*.pxd"), *glob("edgerec/*.pxi")],
-    extra_compile_args=flags,
-    extra_link_args=link,
-)
-setup(ext_modules=cythonize([core], include_path=["csrc"], language_level=3))
+# The native engine is a module of its own, so that neither binding is longer than one can read.
+ENGINE = {f"csrc/{name}.c" for name in ("encoder", "engine", "engine_kernels", "model", "pool")}
+SHARED = {"csrc/isa.c", "csrc/status.c"}
+
+
+def extension(name: str, binding: str, sources: set[str]) -> Extension:
+    """One module: its binding and the C sources it needs."""
+    return Extension(
+        name,
+        sources=[binding, *sorted(sources)],
+        include_dirs=["csrc", numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION")],
+        depends=[*glob("csrc/*.h"), *glob("csrc/*.pxd"), *glob("edgerec/*.pxi")],
+        extra_compile_args=flags,
+        extra_link_args=link,
+    )
+
+
+core = extension("edgerec._core", "edgerec/_core.pyx", set(glob("csrc/*.c")) - ENGINE)
+native = extension("edgerec._native", "edgerec/_native.pyx", ENGINE | SHARED)
+setup(ext_modules=cythonize([core, native], include_path=["csrc"], language_level=3))

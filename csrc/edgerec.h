@@ -54,16 +54,17 @@ typedef enum edr_status {
 const char *edr_status_text(int status);
 
 /* ----------------------------------------------------------------------------------------- instruction sets (isa.c)
- * Kernels exist several times, once per instruction set, and give the same answer bit for bit. The caller picks one
- * per edr_topk: usually edr_isa_best(), another to test or to compare. */
+ * Kernels exist several times, once per instruction set, and those of this header give the same answer bit for bit. The
+ * caller picks one: usually edr_isa_best(), another to test or to compare. */
 typedef enum edr_isa {
     EDR_ISA_SCALAR = 0, /* plain C, every machine */
-    EDR_ISA_AVX2 = 1,
+    EDR_ISA_AVX2 = 1,   /* and FMA, which every CPU with AVX2 but one rare VIA has */
     EDR_ISA_AVX512 = 2, /* AVX-512F is enough */
-    EDR_ISA_NEON = 3    /* every 64-bit ARM */
+    EDR_ISA_NEON = 3,   /* every 64-bit ARM */
+    EDR_ISA_AVX512_VNNI = 4,
+    EDR_ISA_AVX_VNNI = 5 /* AVX2 with 8-bit dot products; compiled in by GCC from 11 on */
 } edr_isa;
-
-#define EDR_ISA_COUNT 4
+#define EDR_ISA_COUNT 6
 
 /* 1 when the kernels were compiled in and this CPU (and operating system) runs them, else 0. */
 int edr_isa_supported(int isa);
@@ -71,7 +72,7 @@ int edr_isa_supported(int isa);
 /* The fastest supported one. */
 int edr_isa_best(void);
 
-/* "scalar", "avx2", "avx512", "neon"; NULL for any other number. */
+/* "scalar", "avx2", "avx512", "neon", "avx512_vnni", "avx_vnni"; NULL for any other number. */
 const char *edr_isa_name(int isa);
 
 /* --------------------------------------------------------------------------------------------------- hashing (hash.c)
@@ -203,7 +204,7 @@ edr_status edr_encode_rows(const edr_template *templates, int64_t m, const edr_f
                            int64_t buckets, int64_t slots, int32_t *ids, float *weights, int64_t *at);
 
 /* ---------------------------------------------------------------------------------------------- token rows (pack.c)
- * A row is prefix + query + middle + item + suffix, padded on the right; docs/formats.md, "model.json". */
+ * A row is prefix + query + middle + item + suffix, padded on the right or end to end with others; docs/formats.md, "model.json". */
 
 /* The parts of a row that all rows share. Sizes are counts of tokens; a pointer may be NULL when its size is 0. */
 typedef struct edr_pair_frame {
@@ -253,6 +254,25 @@ edr_status edr_longest_first(int64_t size, const int64_t *offsets, int64_t table
  */
 edr_status edr_pack_pairs(const edr_pair_frame *frame, const int32_t *tokens, int64_t size, const int64_t *offsets, int64_t table,
                           const int64_t *rows, int64_t n, int64_t width, int32_t *ids, int32_t *mask, int32_t *types, int64_t *at);
+
+/* The tokens of all rows together, for the buffers of edr_pack_ragged; a row without any counts as one. Arguments and faults as in
+ * edr_pack_width; EDR_E_SIZE also when the sum could overflow. */
+edr_status edr_ragged_size(const edr_pair_frame *frame, int64_t size, const int64_t *offsets, int64_t table, const int64_t *rows, int64_t n,
+                           int64_t *total, int64_t *at);
+
+/*
+ * Write the rows end to end, in the order of `rows`: for an engine that takes rows as they are.
+ *
+ * tokens    int32 [size]
+ * room      the length of ids and of types; at least what edr_ragged_size says, else EDR_E_SPACE
+ * ids       int32 [room]; a row without any token is one pad_id of type 0
+ * types     int32 [room]
+ * starts    int64 [n], where a row begins; lengths int64 [n], its tokens, at least 1
+ * The rest, and the faults, as in edr_ragged_size.
+ */
+edr_status edr_pack_ragged(const edr_pair_frame *frame, const int32_t *tokens, int64_t size, const int64_t *offsets, int64_t table,
+                           const int64_t *rows, int64_t n, int64_t room, int32_t *ids, int32_t *types, int64_t *starts, int64_t *lengths,
+                           int64_t *at);
 
 /* ---------------------------------------------------------------------------------------------- identifiers (index.c)
  * A hash table from identifier to row that can lie in a file: two arrays, open addressing, linear probing. */

@@ -43,6 +43,11 @@ cdef extern from "edgerec.h" nogil:
                           int64_t *order, int64_t *lengths, int64_t *at)
     int edr_pack_pairs(const edr_pair_frame *frame, const int32_t *tokens, int64_t size, const int64_t *offsets, int64_t table,
                        const int64_t *rows, int64_t n, int64_t width, int32_t *ids, int32_t *mask, int32_t *types, int64_t *at)
+    int edr_ragged_size(const edr_pair_frame *frame, int64_t size, const int64_t *offsets, int64_t table, const int64_t *rows, int64_t n,
+                        int64_t *total, int64_t *at)
+    int edr_pack_ragged(const edr_pair_frame *frame, const int32_t *tokens, int64_t size, const int64_t *offsets, int64_t table,
+                        const int64_t *rows, int64_t n, int64_t room, int32_t *ids, int32_t *types, int64_t *starts, int64_t *lengths,
+                        int64_t *at)
     int64_t edr_index_capacity(int64_t n)
     int edr_index_build(const uint64_t *hashes, int64_t n, uint64_t *keys, int32_t *slots, int64_t capacity)
     ctypedef struct edr_slice:

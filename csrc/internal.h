@@ -6,6 +6,11 @@
 
 #include "edgerec.h"
 
+/* Clang has the instructions, but its __builtin_cpu_supports does not know their name in every version. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
+#define EDR_HAS_AVX_VNNI 1
+#endif
+
 /* Report a fault and where it is; `at` may be NULL. */
 static inline edr_status edr_fail(edr_status status, int64_t *at, int64_t where)
 {

@@ -1,4 +1,4 @@
-/* pack.c: token rows of query and item, padded to one width. */
+/* pack.c: token rows of query and item, padded to one width or end to end. */
 #include "internal.h"
 
 static edr_status frame_size(const edr_pair_frame *f, int64_t *size)
@@ -81,6 +81,16 @@ static inline void fill(int32_t *to, int32_t value, int64_t size)
     for (int64_t i = 0; i < size; i++) to[i] = value;
 }
 
+/* The tokens of one row; returns their end. */
+static inline int32_t *write_row(const edr_pair_frame *f, const int32_t *tokens, int64_t begin, int64_t length, int32_t *to)
+{
+    to = append(to, f->prefix, f->prefix_size);
+    to = append(to, f->query, f->query_size);
+    to = append(to, f->middle, f->middle_size);
+    if (length > 0) to = append(to, tokens + begin, length);
+    return append(to, f->suffix, f->suffix_size);
+}
+
 edr_status edr_pack_pairs(const edr_pair_frame *frame, const int32_t *tokens, int64_t size, const int64_t *offsets, int64_t table,
                           const int64_t *rows, int64_t n, int64_t width, int32_t *ids, int32_t *mask, int32_t *types, int64_t *at)
 {
@@ -93,21 +103,58 @@ edr_status edr_pack_pairs(const edr_pair_frame *frame, const int32_t *tokens, in
     (void)frame_size(frame, &fixed); /* edr_pack_width has checked it */
     const int64_t left = fixed - frame->suffix_size, room = frame->max_tokens - fixed;
     for (int64_t i = 0; i < n; i++, ids += width, mask += width, types += width) {
-        const int64_t begin = offsets[rows[i]];
-        int64_t length = offsets[rows[i] + 1] - begin;
-        if (length > room) length = room;
-        const int64_t used = fixed + length;
-        int32_t *end = append(ids, frame->prefix, frame->prefix_size);
-        end = append(end, frame->query, frame->query_size);
-        end = append(end, frame->middle, frame->middle_size);
-        if (length > 0) end = append(end, tokens + begin, length);
-        end = append(end, frame->suffix, frame->suffix_size);
-        fill(end, frame->pad_id, width - used);
+        const int64_t used = fixed + item_length(offsets, rows[i], room);
+        fill(write_row(frame, tokens, offsets[rows[i]], used - fixed, ids), frame->pad_id, width - used);
         fill(mask, 1, used);
         fill(mask + used, 0, width - used);
         fill(types, frame->query_type, left);
         fill(types + left, frame->item_type, used - left);
         fill(types + used, 0, width - used);
+    }
+    return EDR_OK;
+}
+
+edr_status edr_ragged_size(const edr_pair_frame *frame, int64_t size, const int64_t *offsets, int64_t table, const int64_t *rows, int64_t n,
+                           int64_t *total, int64_t *at)
+{
+    int64_t width = 0, fixed = 0, sum = 0;
+    const edr_status status = edr_pack_width(frame, size, offsets, table, rows, n, &width, at);
+    if (status != EDR_OK) return status;
+    if (total == NULL) return EDR_E_NULL;
+    if (width > 0 && n > INT64_MAX / 8 / width) return EDR_E_SIZE;
+    (void)frame_size(frame, &fixed);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t length = fixed + item_length(offsets, rows[i], frame->max_tokens - fixed);
+        sum += length > 0 ? length : 1;
+    }
+    *total = sum;
+    return EDR_OK;
+}
+
+edr_status edr_pack_ragged(const edr_pair_frame *frame, const int32_t *tokens, int64_t size, const int64_t *offsets, int64_t table,
+                           const int64_t *rows, int64_t n, int64_t room, int32_t *ids, int32_t *types, int64_t *starts, int64_t *lengths,
+                           int64_t *at)
+{
+    int64_t total = 0, fixed = 0, start = 0;
+    const edr_status status = edr_ragged_size(frame, size, offsets, table, rows, n, &total, at);
+    if (status != EDR_OK) return status;
+    if (room < total) return EDR_E_SPACE;
+    if (n == 0) return EDR_OK;
+    if (ids == NULL || types == NULL || starts == NULL || lengths == NULL || (tokens == NULL && size > 0)) return EDR_E_NULL;
+    (void)frame_size(frame, &fixed);
+    const int64_t left = fixed - frame->suffix_size, cap = frame->max_tokens - fixed;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t used = fixed + item_length(offsets, rows[i], cap);
+        starts[i] = start;
+        lengths[i] = used > 0 ? used : 1;
+        if (used == 0) { /* no engine takes an empty row */
+            ids[start] = frame->pad_id;
+            types[start] = 0;
+        }
+        (void)write_row(frame, tokens, offsets[rows[i]], used - fixed, ids + start);
+        fill(types + start, frame->query_type, left);
+        fill(types + start + left, frame->item_type, used - left);
+        start += lengths[i];
     }
     return EDR_OK;
 }

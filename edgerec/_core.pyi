@@ -148,6 +148,15 @@ class PairFrame:
         input_ids, attention_mask, token_type_ids : int32 [B, T]
         """
 
+    def pack_ragged(self, query: _I32, tokens: _I32, offsets: _I64, rows: _I64) -> tuple[_I32, _I32, _I64, _I64]:
+        """The same rows end to end, in the order of ``rows``, without padding; a row without any token is one ``pad_id`` of type 0.
+
+        Returns
+        -------
+        ids, types : int32 [total]
+        starts, lengths : int64 [B]; row i is ``ids[starts[i] : starts[i] + lengths[i]]``
+        """
+
 def index_build(hashes: _U64) -> tuple[_U64, _I32]:
     """A hash table of n <= 2**30 identifiers, by their XXH64: keys uint64 [cap], slots int32 [cap], -1 where empty.
 

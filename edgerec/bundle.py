@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import secrets
 import shutil
@@ -28,6 +29,7 @@ __all__ = [
     "check_target",
     "content_id",
     "describe",
+    "map_file",
     "read_file",
     "read_json",
     "read_manifest",
@@ -56,6 +58,21 @@ def read_file(path: str | os.PathLike[str], manifest: Manifest, name: str) -> by
     if entry is None:
         raise BundleError(f"{root}: {name} is not listed in {MANIFEST}")
     data = _read(root, name, exact_bytes=entry.bytes)
+    _compare(root, name, entry, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def map_file(path: str | os.PathLike[str], manifest: Manifest, name: str) -> mmap.mmap | bytes:
+    """Map one listed file into memory, read-only, if size and SHA-256 are the manifest's; an empty one is ``b""``. Raises BundleError.
+
+    The file must not change while it is mapped: its pages are read when they are needed.
+    """
+    root = Path(path)
+    entry = manifest.files.get(name)
+    if entry is None:
+        raise BundleError(f"{root}: {name} is not listed in {MANIFEST}")
+    with _open(root, name, exact_bytes=entry.bytes) as stream:
+        data = mmap.mmap(stream.fileno(), entry.bytes, access=mmap.ACCESS_READ) if entry.bytes else b""
     _compare(root, name, entry, hashlib.sha256(data).hexdigest())
     return data
 

@@ -21,7 +21,9 @@ threads = click.option("--threads", type=click.IntRange(min=1), help="Engine thr
 @click.command("build-engine")
 @click.argument("export", type=EXISTING_FOLDER)
 @click.argument("bundle", type=NEW_FOLDER)
-@click.option("--backend", default="ort", show_default=True, type=click.Choice(["ort", "reference"]), help="What will run the model.")
+@click.option(
+    "--backend", default="ort", show_default=True, type=click.Choice(["ort", "native", "reference"]), help="What will run the model."
+)
 @click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "int8"]), help="Arithmetic of the engine.")
 @click.option("--ndcg-drop", type=float, help="Gate: how much nDCG@10 may be lost.  [default: the model's recipe, or the builder's]")
 @click.option("--tau", type=float, help="Gate: the least Kendall tau.")

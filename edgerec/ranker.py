@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import _core
 from .bundle import read_file, read_json, read_manifest, verify_bundle
 from .catalog import Catalog
-from .engine import Engine, open_engine
+from .engine import Engine, RaggedEngine, open_engine
 from .errors import BundleError, InputError
 from .features import NO_FEATURES, FeatureEncoder, FeatureSpec, check_golden
 from .manifest import Manifest
@@ -57,6 +57,7 @@ class Ranker:
         self.catalog = catalog
         self._text, self._features, self._engine = text, features, engine
         self._batcher = Batcher(text.spec, features)
+        self._ragged = engine if isinstance(engine, RaggedEngine) else None
 
     @classmethod
     def open(
@@ -191,10 +192,14 @@ class Ranker:
         _check_request(query, user, context)
         query_tokens = self._text.encode_query(query)
         query_features = self._features.encode_query(query, user, context) if self._features else None
+        batches: Callable[..., Iterator[list[tuple[NDArray[np.int64], Any]]]] = self._batcher.waves
+        run: Callable[[Any], NDArray[np.float32]] = self._engine.run
+        if self._ragged is not None:
+            batches, run = self._batcher.ragged, self._ragged.run_ragged
         for table in self._tables(found):
-            for wave in self._batcher.waves(query_tokens, query_features, table):
+            for wave in batches(query_tokens, query_features, table):
                 clock.lap("encode")
-                scored = [(positions, self._engine.run(batch)) for positions, batch in wave]
+                scored = [(positions, run(batch)) for positions, batch in wave]
                 clock.lap("score")
                 yield from scored
                 clock.lap("select")

@@ -1,4 +1,5 @@
-"""The second step of ranking: encode the query with every candidate, and pack the rows into batches of like length."""
+"""The second step of ranking: encode the query with every candidate, and pack the rows as the engine wants them: in batches of like
+length, or as they are, all at once."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from . import _core
 from .errors import BundleError, InputError
 from .features import FeatureEncoder, ItemFeatures, QueryFeatures, Rows
 from .text import TextSpec
-from .types import Batch
+from .types import Batch, RaggedBatch
 
 BATCH_ROWS = 16
 """Rows of an engine call. Rows are sorted by length first, so a small batch has little padding."""
@@ -21,6 +22,7 @@ BATCH_TOKENS = 2048
 WAVE_TOKENS = 1 << 18
 """Tokens packed before the engine starts (3 MiB). The engine empties the processor's caches, so Python between two of its calls is several
 times slower than the same Python in one go."""
+_REPAIR = "open it with verify=True to see where, or build it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,28 @@ class Batcher:
                     yield wave
                     tokens, wave = 0, []
         except InputError as e:
-            raise BundleError(f"the catalogue is damaged: {e}; open it with verify=True to see where, or build it again") from e
+            raise BundleError(f"the catalogue is damaged: {e}; {_REPAIR}") from e
+
+    def ragged(
+        self, query_tokens: NDArray[np.int32], query_features: QueryFeatures | None, table: Table
+    ) -> Iterator[list[tuple[NDArray[np.int64], RaggedBatch]]]:
+        """Yield all rows, in the order of the table, in as few calls as memory allows: mostly one.
+
+        Raises
+        ------
+        BundleError : as `waves` does.
+        """
+        most = max(1, WAVE_TOKENS // self._text.max_tokens)
+        for begin in range(0, len(table.rows), most):
+            rows = table.rows[begin : begin + most]
+            end = begin + len(rows)
+            positions = np.arange(begin, end) if table.positions is None else table.positions[begin:end]
+            try:
+                packed = self._frame.pack_ragged(query_tokens, table.tokens, table.offsets, rows)
+                features = self._feature_rows(query_features, table.features, rows)
+            except InputError as e:
+                raise BundleError(f"the catalogue is damaged: {e}; {_REPAIR}") from e
+            yield [(positions, RaggedBatch(*packed, *features))]
 
     def _feature_rows(self, query: QueryFeatures | None, items: ItemFeatures, rows: NDArray[np.int64]) -> Rows:
         if query is None or self._features is None:

@@ -38,6 +38,31 @@ class UserProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class RaggedBatch:
+    """One call of an engine that takes rows of any lengths, end to end. All arrays C-contiguous.
+
+    Attributes
+    ----------
+    ids, types : int32 [total], tokens and their types
+    starts, lengths : int64 [B]; row i is ``ids[starts[i] : starts[i] + lengths[i]]``
+    feature_ids : int32 [B, F]; F may be 0 (a student without features)
+    feature_weights : float32 [B, F]; 0 in unused slots
+    """
+
+    ids: NDArray[np.int32]
+    types: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    feature_ids: NDArray[np.int32]
+    feature_weights: NDArray[np.float32]
+
+    @property
+    def size(self) -> int:
+        """B, the number of rows."""
+        return len(self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One engine call. Rows are padded on the right; all arrays C-contiguous.
 

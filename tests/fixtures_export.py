@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,23 @@ MAX_TOKENS, MAX_QUERY_TOKENS, HEADS, FEATURE_DIM, BUCKETS, SLOTS = 32, 8, 4, 8, 
 QUERIES, ITEMS_PER_QUERY = 8, 12
 
 
-def make_export(folder: Path, *, layers: int = 2, hidden: int = 32, features: bool = True, pooler: bool = False, seed: int = 0) -> Path:
-    """Write a complete export folder (see docs/formats.md) and return it."""
+def make_export(
+    folder: Path,
+    *,
+    layers: int = 2,
+    hidden: int = 32,
+    features: bool = True,
+    pooler: bool = False,
+    pruned: Sequence[tuple[int, int]] = (),
+    seed: int = 0,
+) -> Path:
+    """Write a complete export folder (see docs/formats.md) and return it; ``pruned`` has heads and FFN columns of each layer."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     vocab = write_tokenizer(folder / "tokenizer.json")
-    weights = random_weights(rng, layers=layers, hidden=hidden, vocab=vocab, features=features, pooler=pooler)
-    onnx.save(build_graph(weights, layers=layers, heads=HEADS), folder / "student.onnx")
+    sizes = pruned or [(HEADS, 4 * hidden)] * layers
+    weights = random_weights(rng, sizes=sizes, hidden=hidden, vocab=vocab, features=features, pooler=pooler)
+    onnx.save(build_graph(weights, layers=layers, size=hidden // HEADS), folder / "student.onnx")
     write_safetensors(folder / "student.safetensors", weights, {"format": "edgerec-student", "layers": str(layers), "heads": str(HEADS)})
     model: dict[str, Any] = {
         "format": "edgerec-export",
@@ -64,6 +75,8 @@ def make_export(folder: Path, *, layers: int = 2, hidden: int = 32, features: bo
         "dev_metrics": {},
         "export_check": {"max_abs_diff": 0.0, "shapes": []},
     }
+    if pruned:
+        model["student"] |= {"layer_heads": [heads for heads, _ in pruned], "layer_intermediate": [columns for _, columns in pruned]}
     (folder / "model.json").write_text(json.dumps(model, indent=1), encoding="utf-8")
     write_calibration(folder, rng, vocab=vocab, features=features)
     return folder
@@ -113,7 +126,9 @@ def write_tokenizer(path: Path) -> int:
     return len(pieces)
 
 
-def random_weights(rng: np.random.Generator, *, layers: int, hidden: int, vocab: int, features: bool, pooler: bool = False) -> Weights:
+def random_weights(
+    rng: np.random.Generator, *, sizes: Sequence[tuple[int, int]], hidden: int, vocab: int, features: bool, pooler: bool = False
+) -> Weights:
     """Weights by torch parameter name; linear weights are [out, in]."""
     weights: Weights = {}
 
@@ -132,13 +147,14 @@ def random_weights(rng: np.random.Generator, *, layers: int, hidden: int, vocab:
     tensor("tower.position_embeddings.weight", 64, hidden, scale=0.2)
     tensor("tower.type_embeddings.weight", 2, hidden, scale=0.2)
     norm("tower.embedding_norm")
-    for i in range(layers):
-        prefix = f"tower.layers.{i}"
-        for part in ("query", "key", "value", "attention_output"):
-            linear(f"{prefix}.{part}", hidden, hidden)
+    for i, (heads, columns) in enumerate(sizes):
+        prefix, width = f"tower.layers.{i}", heads * (hidden // HEADS)
+        for part in ("query", "key", "value"):
+            linear(f"{prefix}.{part}", width, hidden)
+        linear(f"{prefix}.attention_output", hidden, width)
         norm(f"{prefix}.attention_norm")
-        linear(f"{prefix}.intermediate", 4 * hidden, hidden)
-        linear(f"{prefix}.output", hidden, 4 * hidden)
+        linear(f"{prefix}.intermediate", columns, hidden)
+        linear(f"{prefix}.output", hidden, columns)
         norm(f"{prefix}.output_norm")
     if pooler:
         linear("tower.pooler", hidden, hidden)
@@ -181,13 +197,10 @@ class _Graph:
         return self.op("Mul", self.op("Mul", x, self.op("Add", erf, one)), half)
 
 
-def build_graph(weights: Weights, *, layers: int, heads: int) -> onnx.ModelProto:
-    """The student as an ONNX model, opset 20."""
+def build_graph(weights: Weights, *, layers: int, size: int) -> onnx.ModelProto:
+    """The student as an ONNX model, opset 20; a head is ``size`` wide."""
     graph = _Graph()
-    hidden = int(weights["head.weight"].shape[1])
     features = "features.embedding.weight" in weights
-    hidden -= int(weights["features.hidden.weight"].shape[0]) if features else 0
-    size = hidden // heads
     for name in ("word", "position", "type"):
         graph.constant(f"{name}_embeddings", weights[f"tower.{name}_embeddings.weight"], np.float32)
     length = graph.op("Squeeze", graph.op("Shape", "input_ids", start=1, end=2))
@@ -201,7 +214,7 @@ def build_graph(weights: Weights, *, layers: int, heads: int) -> onnx.ModelProto
     mask = graph.op("Mul", dropped, graph.constant("minus_1e4", -1e4, np.float32))
 
     def split(value: str, *, transpose: tuple[int, ...] = (0, 2, 1, 3)) -> str:
-        shape = graph.constant("split_shape", [0, 0, heads, size], np.int64)
+        shape = graph.constant("split_shape", [0, 0, -1, size], np.int64)
         return graph.op("Transpose", graph.op("Reshape", value, shape), perm=list(transpose))
 
     for i in range(layers):
@@ -216,7 +229,7 @@ def build_graph(weights: Weights, *, layers: int, heads: int) -> onnx.ModelProto
         scaled = graph.op("Div", graph.op("MatMul", query, key), graph.constant("root_size", size**0.5, np.float32))
         attention = graph.op("Softmax", graph.op("Add", scaled, mask), axis=-1)
         context = graph.op("Transpose", graph.op("MatMul", attention, value), perm=[0, 2, 1, 3])
-        context = graph.op("Reshape", context, graph.constant("merge_shape", [0, 0, hidden], np.int64))
+        context = graph.op("Reshape", context, graph.constant("merge_shape", [0, 0, -1], np.int64))
         context = graph.linear(context, weights, f"{prefix}.attention_output")
         source = graph.norm(graph.op("Add", context, source), weights, f"{prefix}.attention_norm")
         inner = graph.gelu(graph.linear(source, weights, f"{prefix}.intermediate"))

@@ -69,6 +69,12 @@ def test_a_row_is_prefix_query_middle_item_suffix(
         assert found[0][i].tolist() == ids + [pad] * spare
         assert found[1][i].tolist() == [1] * len(ids) + [0] * spare
         assert found[2][i].tolist() == types + [0] * spare
+    flat, flat_types, starts, lengths = frame.pack_ragged(i32(query), i32([t for item in items for t in item]), offsets, i64(rows))
+    ragged = [(ids or [pad], types or [0]) for ids, types in expected]
+    assert lengths.tolist() == [len(ids) for ids, _ in ragged]
+    assert starts.tolist() == [0, *np.cumsum(lengths)[:-1].tolist()][: len(rows)]
+    assert flat.tolist() == [token for ids, _ in ragged for token in ids]
+    assert flat_types.tolist() == [kind for _, types in ragged for kind in types]
 
 
 def pack(**changes: Any) -> Any:

@@ -19,12 +19,13 @@ from ..engine.machine import cpu_flags, int8_saturates
 from ..errors import BuildError, BundleError, EngineError
 from .compile import compile_graph
 from .contract import Export, read_export
+from .native import native_engine
 from .pack import pack, probe
 from .parity import Parity, Tolerance, Tolerances, fp32_logits, measure
 from .quantize import ACTIVATIONS, quantize_int8
 from .weights import reference_engine
 
-SUPPORTED = {"ort": ("fp32", "int8"), "reference": ("fp32",)}
+SUPPORTED = {"ort": ("fp32", "int8"), "native": ("fp32", "int8"), "reference": ("fp32",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,10 @@ def build_engine(
     ----------
     export : folder written by ``edgerec export``.
     bundle : folder to write; must not exist, unless ``replace`` is given and it is a bundle.
-    backend : ``ort`` (ONNX Runtime) or ``reference`` (numpy, slow, the oracle).
-    precision : ``fp32``; for ``ort`` also ``int8``.
-    activations : for int8, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is closer to
-        fp32) or ``batch`` (faster); see `edgerec.builder.quantize.quantize_int8`.
+    backend : ``ort`` (ONNX Runtime), ``native`` (the C engine: BERT-type students, int8 by token) or ``reference`` (numpy, the oracle).
+    precision : ``fp32``; for ``ort`` and ``native`` also ``int8``.
+    activations : for int8 on ``ort``, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is
+        closer to fp32) or ``batch`` (faster); see `edgerec.builder.quantize.quantize_int8`.
     tolerances : the parity gates; by default `Tolerances` with the bounds that the model's recipe sets (``model.json: gate``).
     gate : bounds that go before those: ``ndcg_drop``, ``tau``, ``nan_count``.
 
@@ -106,7 +107,7 @@ def build_engine(
             bounds = tolerances or Tolerances().with_gate(source.model.get("gate") or {}, f"{export}: model.json")
             bounds = bounds.with_gate(gate or {}, "build_engine")
             reference = fp32_logits(source, bounds.export)
-        reduced = precision == "int8" and int8_saturates(cpu_flags(), platform.machine())
+        reduced = backend == "ort" and precision == "int8" and int8_saturates(cpu_flags(), platform.machine())
         engine = _engine(source, backend, precision, clock, reduce_range=reduced, activations=activations)
         with clock.step("parity"), tempfile.TemporaryDirectory() as folder:
             # The draft is loaded by the code that will serve it: what is measured is what will run.
@@ -140,6 +141,9 @@ def _engine(export: Export, backend: str, precision: str, clock: _Clock, *, redu
     if backend == "reference":
         with clock.step("compile"):
             return reference_engine(export)
+    if backend == "native":
+        with clock.step("compile"):
+            return native_engine(export, precision)
     graph = export.graph
     if precision == "int8":
         with clock.step("quantize"):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Manifest, read_json, read_manifest
 from ..errors import BundleError, EngineError
-from ..types import Batch
+from ..types import Batch, RaggedBatch
 
 
 @runtime_checkable
@@ -33,6 +33,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release what the engine holds; ``run`` afterwards raises EngineError."""
+        ...
+
+
+@runtime_checkable
+class RaggedEngine(Engine, Protocol):
+    """An engine that computes nothing for padding, and so wants all rows of a query in one call, as they are."""
+
+    def run_ragged(self, batch: RaggedBatch) -> NDArray[np.float32]:
+        """Logits, float32 [B], the same as `run` of the rows padded. Raises EngineError."""
         ...
 
 
@@ -84,6 +93,19 @@ class Limits:
         _check_range("attention_mask", batch.attention_mask, 2)
         _check_range("feature_ids", batch.feature_ids, self.buckets)
 
+    def check_ragged(self, batch: RaggedBatch) -> None:
+        """Raise EngineError unless the shapes fit together and no row is too long; the engine itself checks ids and places."""
+        features = _check_array("feature_ids", batch.feature_ids, np.int32, None)
+        _check_array("feature_weights", batch.feature_weights, np.float32, features)
+        if features[0] != len(batch.lengths):
+            raise EngineError(f"batch: feature_ids has {features[0]} rows, there are {len(batch.lengths)} lengths")
+        if not self.buckets and features[1]:
+            raise EngineError(f"batch: feature_ids has {features[1]} slots, this student takes no features; expected 0")
+        if len(batch.lengths) and int(batch.lengths.max()) > self.tokens:
+            raise EngineError(
+                f"batch: a row has {int(batch.lengths.max())} tokens, at most {self.tokens} are taken; cut the text when packing"
+            )
+
 
 def open_engine(bundle: str | os.PathLike[str], *, threads: int | None = None, spinning: bool = False, probe: bool = True) -> Engine:
     """Load the engine of a bundle, verified.
@@ -95,7 +117,7 @@ def open_engine(bundle: str | os.PathLike[str], *, threads: int | None = None, s
     ----------
     bundle : the bundle's folder.
     threads : threads inside one run; default: the cores this process may use.
-    spinning : let idle worker threads spin. Off, so that the host process keeps its cores; docs/build.md has the cost.
+    spinning : for ``ort``, let idle worker threads spin. Off, so that the host process keeps its cores; docs/build.md has the cost.
     probe : score the probe rows.
 
     Raises
@@ -125,11 +147,15 @@ def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool
         from .ort import OrtEngine
 
         return OrtEngine(root, manifest, limits, threads=threads, spinning=spinning)
+    if manifest.backend == "native":
+        from .native import NativeEngine
+
+        return NativeEngine(root, manifest, limits, threads=threads)
     if manifest.backend == "reference":
         from .reference import ReferenceEngine
 
         return ReferenceEngine(root, manifest, limits)
-    raise EngineError(f"{root}: this edgerec has no engine for backend {manifest.backend!r}; build the bundle for ort or reference")
+    raise EngineError(f"{root}: this edgerec has no engine for backend {manifest.backend!r}; build the bundle for ort, native or reference")
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

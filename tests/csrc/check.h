@@ -9,6 +9,14 @@
 
 #include "edgerec.h"
 
+/* Make a part of a heap block as forbidden as what lies outside it. It ends at a multiple of 8, or where the block ends. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define FORBID(from, size) ASAN_POISON_MEMORY_REGION(from, size)
+#else
+#define FORBID(from, size) ((void)(from), (void)(size))
+#endif
+
 static long check_passed, check_failed;
 
 /* Count one expectation; on failure say where, and go on. */
@@ -44,6 +52,22 @@ static inline void *exact_room(size_t size)
     void *room = malloc(size != 0 ? size : 1);
     if (room == NULL) abort();
     memset(room, 0x5A, size != 0 ? size : 1);
+    return room;
+}
+
+/*
+ * A heap buffer of exactly this size at a multiple of 64: AddressSanitizer refuses the byte before it and the byte behind it.
+ * `*whole` is to be freed.
+ */
+static inline void *aligned_room(int64_t size, void **whole)
+{
+    unsigned char *block = (unsigned char *)malloc((size_t)size + 192);
+    if (block == NULL) abort();
+    unsigned char *room = block + 64 + (64 - (uintptr_t)block % 64) % 64;
+    memset(room, 0x5A, (size_t)size);
+    FORBID(block, (size_t)(room - block));
+    FORBID(room + size, (size_t)(block + size + 192 - (room + size)));
+    *whole = block;
     return room;
 }
 

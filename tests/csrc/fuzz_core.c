@@ -166,9 +166,16 @@ static void fuzz_pack(void)
         const edr_status packed = edr_pack_pairs(&frame, tokens, size, offsets, table, rows, n, given, ids, mask, types, &at);
         CHECK(packed == (given < width ? EDR_E_SPACE : EDR_OK));
         CHECK(packed == EDR_OK || (untouched(ids, bytes) && untouched(mask, bytes) && untouched(types, bytes)));
-        free(ids);
-        free(mask);
-        free(types);
+        int64_t total = -1, *starts = exact_room((size_t)n * 8), *row_lengths = exact_room((size_t)n * 8);
+        CHECK(edr_ragged_size(&frame, size, offsets, table, rows, n, &total, &at) == EDR_OK && total >= 0);
+        const int64_t held = total + random_below(&rng, 4) - 1;
+        const size_t flat = held > 0 ? (size_t)held * 4 : 0;
+        int32_t *flat_ids = exact_room(flat), *flat_types = exact_room(flat);
+        const edr_status ragged = edr_pack_ragged(&frame, tokens, size, offsets, table, rows, n, held, flat_ids, flat_types, starts, row_lengths, &at);
+        CHECK(ragged == (held < total ? EDR_E_SPACE : EDR_OK));
+        CHECK(ragged == EDR_OK || (untouched(flat_ids, flat) && untouched(flat_types, flat) && untouched(starts, (size_t)n * 8)));
+        void *all[] = {ids, mask, types, starts, row_lengths, flat_ids, flat_types};
+        for (int i = 0; i < 7; i++) free(all[i]);
     }
     free(tokens);
     free(part);

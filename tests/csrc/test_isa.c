@@ -15,8 +15,16 @@ int main(void)
     CHECK(edr_isa_supported(EDR_ISA_AVX2) == 0);
 #elif defined(__x86_64__)
     CHECK(edr_isa_supported(EDR_ISA_NEON) == 0);
-    /* AVX-512 machines have AVX2, and the wider one is preferred. */
-    CHECK(!edr_isa_supported(EDR_ISA_AVX512) || (edr_isa_supported(EDR_ISA_AVX2) && edr_isa_best() == EDR_ISA_AVX512));
+    /* AVX-512 machines have AVX2, those with VNNI have AVX-512, and the most able one is preferred. */
+    const int vnni = edr_isa_supported(EDR_ISA_AVX512_VNNI), wide = edr_isa_supported(EDR_ISA_AVX512), half = edr_isa_supported(EDR_ISA_AVX2);
+    CHECK(wide <= half && vnni <= wide);
+    const int half_vnni = edr_isa_supported(EDR_ISA_AVX_VNNI);
+    CHECK(half_vnni <= half);
+    CHECK(edr_isa_best() == (vnni        ? EDR_ISA_AVX512_VNNI
+                             : wide      ? EDR_ISA_AVX512
+                             : half_vnni ? EDR_ISA_AVX_VNNI
+                             : half      ? EDR_ISA_AVX2
+                                         : EDR_ISA_SCALAR));
 #endif
     printf("best here: %s\n", edr_isa_name(edr_isa_best()));
     return check_report();

@@ -54,6 +54,22 @@ static void test_rows(void)
             same &= slow_row(&f, tokens + begin, offsets[rows[i] + 1] - begin, width, ids + i * width, mask + i * width, types + i * width);
         }
         CHECK(same);
+        int64_t total = -1, sum = 0, *starts = exact_room((size_t)n * 8), *lengths = exact_room((size_t)n * 8);
+        CHECK(edr_ragged_size(&f, size, offsets, table, rows, n, &total, NULL) == EDR_OK);
+        int32_t *flat = exact_room((size_t)total * 4), *kinds = exact_room((size_t)total * 4);
+        CHECK(edr_pack_ragged(&f, tokens, size, offsets, table, rows, n, total, flat, kinds, starts, lengths, NULL) == EDR_OK);
+        for (int64_t i = 0; i < n; i++) { /* each is the padded row of its own length; an empty one is a single pad token */
+            const int64_t begin = offsets[rows[i]], item = offsets[rows[i] + 1] - begin;
+            int32_t ones[64];
+            for (int64_t j = 0; j < lengths[i]; j++) ones[j] = fixed + item > 0 && f.max_tokens > 0;
+            same &= starts[i] == sum && slow_row(&f, tokens + begin, item, lengths[i], flat + sum, ones, kinds + sum);
+            sum += lengths[i];
+        }
+        CHECK(same && sum == total);
+        free(starts);
+        free(lengths);
+        free(flat);
+        free(kinds);
         free(tokens);
         free(ids);
         free(mask);
@@ -141,6 +157,20 @@ static void test_faults(void)
     CHECK(PACK(&f, part, 8, good, -2, rows, 2, 9) == EDR_E_SIZE);
     CHECK(PACK(&f, part, 8, good, 2, rows, -2, 9) == EDR_E_SIZE);
     CHECK(width == 77 && untouched(ids, 72) && untouched(mask, 72) && untouched(types, 72));
+    int64_t *starts = exact_room(16), *lengths = exact_room(16), total = 77;
+#define RAGGED(frame, tokens, size, offsets, table, r, n, room) \
+    edr_pack_ragged(frame, tokens, size, offsets, table, r, n, room, ids, types, starts, lengths, &at)
+    CHECK(RAGGED(&f, part, 8, bad_offsets[0], 2, rows, 2, 18) == EDR_E_OFFSETS && RAGGED(&f, part, 8, good, 2, bad_rows[0], 2, 18) == EDR_E_ROW);
+    CHECK(RAGGED(&f, part, 8, good, 2, rows, 2, 17) == EDR_E_SPACE && RAGGED(&f, part, 8, good, 2, rows, 2, -1) == EDR_E_SPACE);
+    CHECK(RAGGED(NULL, part, 8, good, 2, rows, 2, 18) == EDR_E_NULL && RAGGED(&f, NULL, 8, good, 2, rows, 2, 18) == EDR_E_NULL);
+    CHECK(edr_pack_ragged(&f, part, 8, good, 2, rows, 2, 18, NULL, types, starts, lengths, &at) == EDR_E_NULL);
+    CHECK(edr_pack_ragged(&f, part, 8, good, 2, rows, 2, 18, ids, types, starts, NULL, &at) == EDR_E_NULL);
+    CHECK(edr_ragged_size(&f, 8, good, 2, rows, 2, NULL, &at) == EDR_E_NULL);
+    CHECK(edr_ragged_size(&f, 8, good, 2, rows, -2, &total, &at) == EDR_E_SIZE && total == 77);
+    CHECK(untouched(ids, 72) && untouched(types, 72) && untouched(starts, 16) && untouched(lengths, 16));
+    CHECK(edr_ragged_size(&f, 8, good, 2, rows, 2, &total, &at) == EDR_OK && total == 18 && RAGGED(&f, part, 8, good, 2, rows, 2, 18) == EDR_OK);
+    free(starts);
+    free(lengths);
     CHECK(PACK(&f, part, 8, good, 2, rows, 2, 9) == EDR_OK);
     CHECK(edr_pack_width(&f, 8, good, 2, NULL, 0, &width, NULL) == EDR_OK && width == 5);
     free(ids);

@@ -127,12 +127,12 @@ def test_a_refused_graph_names_both_versions(bundle: Path, monkeypatch: pytest.M
 
 
 def test_a_backend_without_an_engine_is_named(bundle: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "native"))
+    copy = Path(shutil.copytree(bundle, tmp_path / "trt"))
     manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["backend"] = "native"
-    manifest["files"]["engine.bin"] = manifest["files"].pop("engine.onnx")
+    manifest["backend"] = "trt"
+    manifest["files"]["engine.plan"] = manifest["files"].pop("engine.onnx")
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(EngineError, match="no engine for backend 'native'"):
+    with pytest.raises(EngineError, match="no engine for backend 'trt'"):
         open_engine(copy)
 
 

@@ -1,0 +1,56 @@
+/* engine_kernels.h: the loops of the native encoder that exist once per instruction set. Private. */
+#ifndef EDGEREC_ENGINE_KERNELS_H
+#define EDGEREC_ENGINE_KERNELS_H
+
+#include "edr_engine.h"
+
+/* Weights are packed in panels of this many output columns. */
+#define EDR_PANEL 32
+
+/* What a product does with its sums, while they are still in registers. */
+enum {
+    EDR_STORE = 0, /* out = y */
+    EDR_GELU = 1,  /* out = gelu(y) */
+    EDR_ADD = 2    /* out = out + y: the residual */
+};
+
+/* The left side of a product: m rows of k numbers. For int8 weights a row is u8 with x = least + scale * u. */
+typedef struct edr_rows {
+    const void *data;    /* float32 or uint8 [m, k] */
+    const float *scale;  /* [m], int8 only */
+    const float *least;  /* [m], int8 only */
+} edr_rows;
+
+typedef struct edr_engine_kernels {
+    /* out[r][32 p .. ] for panels first <= p < first + panels of w, written from column 0 of out on; ldo is out's row length. */
+    void (*product_f32)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo, int then);
+    void (*product_u8)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo, int then);
+    /* x to u8 over its own range: u = round((x - least) / scale), scale = (most - least) / 255. n is a multiple of 32. */
+    void (*quantise)(const float *x, int64_t n, uint8_t *u, float *scale, float *least);
+    /* LayerNorm in place: weight is [2, n], scale then shift; n is a multiple of 32. */
+    void (*normalise)(float *x, int64_t n, const float *weight);
+    /* out = word + position + type; word is int8 times `scale` when `as_int8`, else float32. */
+    void (*embed)(const void *word, float scale, int as_int8, const float *position, const float *type, int64_t n, float *out);
+    /*
+     * Attention of one sequence and one head. q [m, s] with rows ldq apart, k and v [t, s] with rows ldk apart; scores are
+     * q.k (the caller folds 1 / sqrt(s) into q); out [m, s], rows ldo apart. room: EDR_ATTENTION_ROOM(t, s) floats.
+     */
+    void (*attend)(const float *q, int64_t ldq, int64_t m, const float *k, const float *v, int64_t ldk, int64_t t, int64_t s, float *out,
+                   int64_t ldo, float *room);
+    void (*tanh)(float *x, int64_t n);                                 /* in place */
+    void (*add_scaled)(const float *x, float w, int64_t n, float *y); /* y = y + w x */
+    float (*dot)(const float *x, const float *y, int64_t n);
+    /* For tests: in place. */
+    void (*gelu)(float *x, int64_t n);
+    void (*exp)(float *x, int64_t n);
+} edr_engine_kernels;
+
+/* Keys transposed, and the scores of a few query rows; both with rows rounded up to whole vectors. */
+#define EDR_ROUND16(n) (((n) + 15) / 16 * 16)
+#define EDR_ATTENTION_ROWS 4
+#define EDR_ATTENTION_ROOM(t, s) (((s) + EDR_ATTENTION_ROWS) * EDR_ROUND16(t))
+
+/* The kernels of an instruction set that edr_isa_supported. */
+const edr_engine_kernels *edr_engine_kernels_for(int isa);
+
+#endif

@@ -1,0 +1,251 @@
+/*
+ * kernels_float.h: the float32 loops of the encoder, written once in the words of vector.h. Private; included by
+ * engine_kernels.c once per instruction set.
+ *
+ * Every row is computed by the same sequence of operations whatever rows are beside it, so that a logit does not depend
+ * on how candidates are batched.
+ */
+
+/* ------------------------------------------------------------------------------------------- exp, GELU, tanh: by lanes */
+
+/*
+ * e^x, relative error below 3e-7 for x in -87 .. 88; below and above it gives e^-87 and e^88.
+ * x = n ln 2 + r with |r| <= ln 2 / 2; 2^n goes into the exponent, e^r is a polynomial (Chebyshev fit, error 1.8e-8).
+ * ln 2 is split in two, so that n ln 2 is exact enough (Cody and Waite, Software Manual for the Elementary Functions, 1980).
+ */
+TARGET static inline VF FN(exp)(VF x)
+{
+    const VF round = SET1(12582912.0f); /* 1.5 * 2^23: adding it leaves no bits for a fraction */
+    x = MIN(MAX(x, SET1(-87.0f)), SET1(88.0f));
+    const VF n = SUB(FMA(x, SET1(1.44269504f), round), round);
+    VF r = FMA(n, SET1(-0.693359375f), x);
+    r = FMA(n, SET1(2.12194440e-4f), r);
+    VF p = SET1(0.00138294091f);
+    p = FMA(p, r, SET1(0.00837477949f));
+    p = FMA(p, r, SET1(0.0416683592f));
+    p = FMA(p, r, SET1(0.166664213f));
+    p = FMA(p, r, SET1(0.499999911f));
+    p = FMA(p, r, SET1(1.0f));
+    p = FMA(p, r, SET1(1.0f));
+    return MUL(p, POW2(n));
+}
+
+/*
+ * The exact GELU, x Phi(x), absolute error below 2e-6 for |x| <= 5.25, and below 4e-7 |x| beyond.
+ * Phi(x) - 1/2 is x P(x^2): an odd function. P is a polynomial in u = x^2 scaled to -1 .. 1 (fitted to the error of
+ * the product, weighted Chebyshev, degree 12); beyond 5.25 Phi is 1 to within 8e-8. No division, no table, no e^x.
+ */
+TARGET static inline VF FN(gelu)(VF x)
+{
+    static const float c[12] = {0.00099260686f, -0.00283770729f, 0.00307121035f, -0.00358853606f, 0.00791878533f, -0.0136783645f,
+                                0.0188265108f,  -0.0248346683f,  0.0319678299f,  -0.0397830717f,  0.0496505313f,  -0.0671263114f};
+    const VF near = MIN(MAX(x, SET1(-5.25f)), SET1(5.25f));
+    const VF u = FMA(MUL(near, near), SET1(2.0f / (5.25f * 5.25f)), SET1(-1.0f));
+    VF p = SET1(c[0]);
+    for (int i = 1; i < 12; i++) p = FMA(p, u, SET1(c[i]));
+    p = FMA(p, u, SET1(0.13465929f));
+    return MUL(x, FMA(near, p, SET1(0.5f)));
+}
+
+TARGET static void FN(gelu_row)(float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VW) {
+        const int64_t left = n - i < VW ? n - i : VW;
+        STOREN(x + i, left, FN(gelu)(LOADN(x + i, left)));
+    }
+}
+
+TARGET static void FN(exp_row)(float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VW) {
+        const int64_t left = n - i < VW ? n - i : VW;
+        STOREN(x + i, left, FN(exp)(LOADN(x + i, left)));
+    }
+}
+
+/* tanh x = 1 - 2 / (e^2x + 1), absolute error below 3e-7. MUL with 0 at the end carries a NaN through exp's clamp. */
+TARGET static void FN(tanh_row)(float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VW) {
+        const int64_t left = n - i < VW ? n - i : VW;
+        const VF v = LOADN(x + i, left);
+        const VF e = FN(exp)(ADD(v, v));
+        const VF t = SUB(SET1(1.0f), DIV(SET1(2.0f), ADD(e, SET1(1.0f))));
+        STOREN(x + i, left, ADD(t, MUL(v, SET1(0.0f))));
+    }
+}
+
+/* --------------------------------------------------------------------------------------------------------- by rows */
+
+TARGET static void FN(add_scaled)(const float *x, float w, int64_t n, float *y)
+{
+    const VF by = SET1(w);
+    for (int64_t i = 0; i < n; i += VW) {
+        const int64_t left = n - i < VW ? n - i : VW;
+        STOREN(y + i, left, FMA(by, LOADN(x + i, left), LOADN(y + i, left)));
+    }
+}
+
+TARGET static float FN(dot)(const float *x, const float *y, int64_t n)
+{
+    VF sum = SET1(0.0f);
+    for (int64_t i = 0; i < n; i += VW) {
+        const int64_t left = n - i < VW ? n - i : VW;
+        sum = FMA(LOADN(x + i, left), LOADN(y + i, left), sum);
+    }
+    return SUM(sum);
+}
+
+TARGET static void FN(embed)(const void *word, float scale, int as_int8, const float *position, const float *type, int64_t n, float *out)
+{
+    const VF by = SET1(scale);
+    for (int64_t i = 0; i < n; i += VW) {
+        const VF row = as_int8 ? MUL(by, LOAD_S8((const int8_t *)word + i)) : LOAD((const float *)word + i);
+        STORE(out + i, ADD(ADD(row, LOAD(position + i)), LOAD(type + i)));
+    }
+}
+
+/* Two passes for the moments: the variance of x - mean loses nothing to cancellation, and the row is in L1 anyway. */
+TARGET static void FN(normalise)(float *x, int64_t n, const float *weight)
+{
+    const float *shift = weight + n;
+    VF sum0 = SET1(0.0f), sum1 = sum0;
+    for (int64_t i = 0; i < n; i += 2 * VW) {
+        sum0 = ADD(sum0, LOAD(x + i));
+        sum1 = ADD(sum1, LOAD(x + i + VW));
+    }
+    const VF mean = SET1(SUM(ADD(sum0, sum1)) / (float)n);
+    VF square0 = SET1(0.0f), square1 = square0;
+    for (int64_t i = 0; i < n; i += 2 * VW) {
+        const VF a = SUB(LOAD(x + i), mean), b = SUB(LOAD(x + i + VW), mean);
+        square0 = FMA(a, a, square0);
+        square1 = FMA(b, b, square1);
+    }
+    const VF by = SET1(1.0f / sqrtf(SUM(ADD(square0, square1)) / (float)n + 1e-12f));
+    for (int64_t i = 0; i < n; i += VW) {
+        STORE(x + i, FMA(MUL(SUB(LOAD(x + i), mean), by), LOAD(weight + i), LOAD(shift + i)));
+    }
+}
+
+TARGET static void FN(quantise)(const float *x, int64_t n, uint8_t *u, float *scale, float *least)
+{
+    const VF zero = SET1(0.0f);
+    VF low0 = LOAD(x), low1 = LOAD(x + VW), high0 = low0, high1 = low1, odd0 = MUL(low0, zero), odd1 = MUL(low1, zero);
+    for (int64_t i = 2 * VW; i < n; i += 2 * VW) {
+        const VF a = LOAD(x + i), b = LOAD(x + i + VW);
+        odd0 = FMA(a, zero, odd0);
+        odd1 = FMA(b, zero, odd1);
+        low0 = MIN(low0, a);
+        low1 = MIN(low1, b);
+        high0 = MAX(high0, a);
+        high1 = MAX(high1, b);
+    }
+    const float low = LEAST(MIN(low0, low1)), range = MOST(MAX(high0, high1)) - low;
+    /* A row of equal values has range 0: every u is 0 and x = least, exactly. */
+    const float inverse = range > 0.0f ? 255.0f / range : 0.0f;
+    const VF by = SET1(inverse), from = SET1(low);
+    for (int64_t i = 0; i < n; i += VW) STORE_U8(u + i, MUL(SUB(LOAD(x + i), from), by));
+    /* MIN and MAX drop a NaN; 0 times the row is 0, or NaN when a number is not finite, and then so is what comes of the row. */
+    *scale = range * (1.0f / 255.0f) + SUM(ADD(odd0, odd1));
+    *least = low;
+}
+
+/* ------------------------------------------------------------------------------------------------------- attention */
+
+/* p[r][j ..] = q[r] . keys[.. j ..] for a strip of whole vectors of keys; keys is transposed, [s, tp]. */
+TARGET static ALWAYS_INLINE void FN(scores)(const float *q, int64_t ldq, const float *keys, int64_t tp, int64_t s, float *p, const int rows,
+                                            const int vectors)
+{
+    VF sum[EDR_ATTENTION_ROWS][2], key[2];
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < vectors; c++) sum[r][c] = SET1(0.0f);
+    }
+    for (int64_t i = 0; i < s; i++) {
+        UNROLL for (int c = 0; c < vectors; c++) key[c] = LOAD(keys + i * tp + c * VW);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const VF one = SET1(q[r * ldq + i]);
+            UNROLL for (int c = 0; c < vectors; c++) sum[r][c] = FMA(one, key[c], sum[r][c]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < vectors; c++) STORE(p + r * tp + c * VW, sum[r][c]);
+    }
+}
+
+/*
+ * p becomes e^(p - its maximum) over the t keys; returns the reciprocal of the sum. exp clamps, so 0 times the score is added:
+ * a score that is not finite makes the sum NaN.
+ */
+TARGET static inline float FN(softmax)(float *p, int64_t t)
+{
+    const int64_t whole = t / VW * VW, left = t - whole;
+    VF most = SET1(p[0]), sum = SET1(0.0f);
+    for (int64_t i = 0; i < whole; i += VW) most = MAX(most, LOAD(p + i));
+    float top = MOST(most);
+    for (int64_t i = whole; i < t; i++) top = p[i] > top ? p[i] : top;
+    const VF bar = SET1(top), zero = SET1(0.0f);
+    for (int64_t i = 0; i < whole; i += VW) {
+        const VF score = LOAD(p + i), e = FN(exp)(SUB(score, bar));
+        sum = FMA(score, zero, ADD(sum, e));
+        STORE(p + i, e);
+    }
+    if (left > 0) {
+        const VF score = LOADN(p + whole, left);
+        STOREN(p + whole, left, FN(exp)(SUB(score, bar)));
+        sum = FMA(score, zero, ADD(sum, LOADN(p + whole, left)));
+    }
+    return 1.0f / SUM(sum);
+}
+
+/* out[r] = scale[r] * sum over keys of p[r][j] v[j], for one or two vectors of columns, the last one of `last` lanes. */
+TARGET static ALWAYS_INLINE void FN(mix)(const float *p, int64_t tp, const float *scale, const float *v, int64_t ldk, int64_t t, float *out,
+                                         int64_t ldo, int64_t last, const int rows, const int vectors)
+{
+    VF sum[EDR_ATTENTION_ROWS][2], value[2];
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < vectors; c++) sum[r][c] = SET1(0.0f);
+    }
+    for (int64_t j = 0; j < t; j++) {
+        UNROLL for (int c = 0; c < vectors; c++) value[c] = LOADN(v + j * ldk + c * VW, c == vectors - 1 ? last : VW);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const VF one = SET1(p[r * tp + j]);
+            UNROLL for (int c = 0; c < vectors; c++) sum[r][c] = FMA(one, value[c], sum[r][c]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < vectors; c++) {
+            STOREN(out + r * ldo + c * VW, c == vectors - 1 ? last : VW, MUL(SET1(scale[r]), sum[r][c]));
+        }
+    }
+}
+
+TARGET static ALWAYS_INLINE void FN(attend_rows)(const float *q, int64_t ldq, const float *keys, const float *v, int64_t ldk, int64_t t,
+                                                 int64_t tp, int64_t s, float *out, int64_t ldo, float *p, const int rows)
+{
+    float scale[EDR_ATTENTION_ROWS];
+    int64_t j = 0, i = 0;
+    for (; j + 2 * VW <= tp; j += 2 * VW) FN(scores)(q, ldq, keys + j, tp, s, p + j, rows, 2);
+    for (; j < tp; j += VW) FN(scores)(q, ldq, keys + j, tp, s, p + j, rows, 1);
+    for (int r = 0; r < rows; r++) scale[r] = FN(softmax)(p + r * tp, t);
+    for (; i + VW < s; i += 2 * VW) {
+        FN(mix)(p, tp, scale, v + i, ldk, t, out + i, ldo, s - i < 2 * VW ? s - i - VW : VW, rows, 2);
+    }
+    if (i < s) FN(mix)(p, tp, scale, v + i, ldk, t, out + i, ldo, s - i, rows, 1);
+}
+
+TARGET static void FN(attend)(const float *q, int64_t ldq, int64_t m, const float *k, const float *v, int64_t ldk, int64_t t, int64_t s,
+                              float *out, int64_t ldo, float *room)
+{
+    const int64_t tp = EDR_ROUND16(t);
+    float *p = room + s * tp;
+    /* Keys on their side, so that a vector holds one component of many keys; the lanes past t are 0 and never read back. */
+    for (int64_t j = 0; j < t; j++) {
+        for (int64_t i = 0; i < s; i++) room[i * tp + j] = k[j * ldk + i];
+    }
+    for (int64_t i = 0; i < s; i++) {
+        for (int64_t j = t; j < tp; j++) room[i * tp + j] = 0.0f;
+    }
+    int64_t r = 0;
+    for (; r + 4 <= m; r += 4) FN(attend_rows)(q + r * ldq, ldq, room, v, ldk, t, tp, s, out + r * ldo, ldo, p, 4);
+    for (; r < m; r++) FN(attend_rows)(q + r * ldq, ldq, room, v, ldk, t, tp, s, out + r * ldo, ldo, p, 1);
+}

@@ -1,0 +1,130 @@
+/*
+ * kernels_product.h: y = x W + b, for the instruction set of vector.h. Private; included by engine_kernels.c.
+ *
+ *         panel p: 32 columns of W, packed so that one step of k is one straight read
+ *              v
+ *     x  [ row r     k -> ]   .  [ k = 0: c0 c1 .. c31 ]      float32: [N / 32, K, 32]
+ *     x  [ row r + 1      ]      [ k = 1: ..           ]      int8:    [N / 32, K / 4, 32, 4], four k of a column
+ *     :    ROWS rows             [  :                  ]               together, as the dot-product units read them
+ *
+ * A tile is ROWS rows times one panel. Its sums stay in registers for all of K: per step of k a tile loads the panel's
+ * PARTS vectors once and one number of each row (spread over a vector), and does ROWS x PARTS multiply-adds with them.
+ * Panels are the outer loop: a panel (12 KB for K = 384, int8) stays in L1 while all rows pass by.
+ * What follows the sum (bias, GELU, residual) happens before the registers are stored: no second trip through memory.
+ */
+#undef PARTS
+#define PARTS (EDR_PANEL / VW)
+
+/* ------------------------------------------------------------------------------------------------- what follows a sum */
+
+TARGET static ALWAYS_INLINE void FN(finish)(VF y, float *out, const int then)
+{
+    if (then == EDR_GELU) y = FN(gelu)(y);
+    if (then == EDR_ADD) y = ADD(y, LOAD(out));
+    STORE(out, y);
+}
+
+/*
+ * Tiles of one height down a panel. Each height and ending is a function of its own that is not inlined: in a small
+ * function the compiler keeps all sums in registers, in a large one it also stores them at every step of k, which halves
+ * the speed. Rows come in three heights, so that few are left for the slow one of a single row.
+ */
+#undef TILES
+#define TILES(NAME, TILE, HEIGHT, THEN)                                                                                                  \
+    TARGET static NEVER_INLINE void FN(NAME)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t begin, int64_t end, float *out, \
+                                             int64_t ldo)                                                                                \
+    {                                                                                                                                    \
+        for (int64_t r = begin; r < end; r += HEIGHT) FN(TILE)(w, panel, x, r, out + r * ldo, ldo, HEIGHT, THEN);                        \
+    }
+
+/* ----------------------------------------------------------------------------------------------------------- float32 */
+
+TARGET static ALWAYS_INLINE void FN(tile_f32)(const edr_linear *w, int64_t panel, const edr_rows *in, int64_t row, float *out, int64_t ldo,
+                                              const int rows, const int then)
+{
+    const int64_t k = w->inputs;
+    const float *x = (const float *)in->data + row * k;
+    const float *b = (const float *)w->weight + panel * k * EDR_PANEL, *bias = w->bias + panel * EDR_PANEL;
+    VF sum[TILE_ROWS][PARTS], part[PARTS];
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < PARTS; c++) sum[r][c] = LOAD(bias + c * VW);
+    }
+    for (int64_t i = 0; i < k; i++, b += EDR_PANEL) {
+        UNROLL for (int c = 0; c < PARTS; c++) part[c] = LOAD(b + c * VW);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const VF one = SET1(x[r * k + i]);
+            UNROLL for (int c = 0; c < PARTS; c++) sum[r][c] = FMA(one, part[c], sum[r][c]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < PARTS; c++) FN(finish)(sum[r][c], out + r * ldo + c * VW, then);
+    }
+}
+
+TILES(tall_store_f32, tile_f32, TILE_F32, EDR_STORE)
+TILES(tall_gelu_f32, tile_f32, TILE_F32, EDR_GELU)
+TILES(tall_add_f32, tile_f32, TILE_F32, EDR_ADD)
+TILES(low_store_f32, tile_f32, 1, EDR_STORE)
+TILES(low_gelu_f32, tile_f32, 1, EDR_GELU)
+TILES(low_add_f32, tile_f32, 1, EDR_ADD)
+
+TARGET static void FN(product_f32)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
+                                   int then)
+{
+    static const tiles tall[3] = {FN(tall_store_f32), FN(tall_gelu_f32), FN(tall_add_f32)};
+    static const tiles low[3] = {FN(low_store_f32), FN(low_gelu_f32), FN(low_add_f32)};
+    const int64_t whole = m / TILE_F32 * TILE_F32;
+    for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
+        tall[then](w, p, x, 0, whole, out, ldo);
+        low[then](w, p, x, whole, m, out, ldo);
+    }
+}
+
+/* -------------------------------------------------------------------------------------------------------------- int8 */
+
+#ifdef DOT_TILE
+/*
+ * x = least + scale u and w = column scale * q, so  x . w = scale * column scale * (u . q) + least * column sum.
+ * u . q is exact in 32 bits (K <= 65536): the same integer whatever the instruction set.
+ */
+TARGET static ALWAYS_INLINE void FN(tile_u8)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, float *out, int64_t ldo,
+                                             const int rows, const int then)
+{
+    const int64_t k = w->inputs;
+    const int8_t *b = (const int8_t *)w->weight + panel * k * EDR_PANEL;
+    const float *bias = w->bias + panel * EDR_PANEL, *scale = w->scale + panel * EDR_PANEL, *sums = w->sums + panel * EDR_PANEL;
+    VI sum[TILE_ROWS][PARTS];
+    DOT_TILE(sum, (const uint8_t *)x->data + row * k, b, k, rows);
+    UNROLL for (int r = 0; r < rows; r++) {
+        const VF by = SET1(x->scale[row + r]), from = SET1(x->least[row + r]);
+        UNROLL for (int c = 0; c < PARTS; c++) {
+            const VF rest = FMA(from, LOAD(sums + c * VW), LOAD(bias + c * VW));
+            FN(finish)(FMA(MUL(by, LOAD(scale + c * VW)), TO_FLOAT(sum[r][c]), rest), out + r * ldo + c * VW, then);
+        }
+    }
+}
+
+TILES(tall_store_u8, tile_u8, TILE_U8, EDR_STORE)
+TILES(tall_gelu_u8, tile_u8, TILE_U8, EDR_GELU)
+TILES(tall_add_u8, tile_u8, TILE_U8, EDR_ADD)
+TILES(mid_store_u8, tile_u8, TILE_MID, EDR_STORE)
+TILES(mid_gelu_u8, tile_u8, TILE_MID, EDR_GELU)
+TILES(mid_add_u8, tile_u8, TILE_MID, EDR_ADD)
+TILES(low_store_u8, tile_u8, 1, EDR_STORE)
+TILES(low_gelu_u8, tile_u8, 1, EDR_GELU)
+TILES(low_add_u8, tile_u8, 1, EDR_ADD)
+
+TARGET static void FN(product_u8)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
+                                  int then)
+{
+    static const tiles tall[3] = {FN(tall_store_u8), FN(tall_gelu_u8), FN(tall_add_u8)};
+    static const tiles mid[3] = {FN(mid_store_u8), FN(mid_gelu_u8), FN(mid_add_u8)};
+    static const tiles low[3] = {FN(low_store_u8), FN(low_gelu_u8), FN(low_add_u8)};
+    const int64_t whole = m / TILE_U8 * TILE_U8, most = whole + (m - whole) / TILE_MID * TILE_MID;
+    for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
+        tall[then](w, p, x, 0, whole, out, ldo);
+        mid[then](w, p, x, whole, most, out, ldo);
+        low[then](w, p, x, most, m, out, ldo);
+    }
+}
+#endif

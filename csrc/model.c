@@ -1,0 +1,219 @@
+/* model.c: engine.bin, a section file (docs/formats.md), becomes an edr_model: sizes and pointers, nothing is copied. */
+#include "engine_kernels.h"
+#include "internal.h"
+
+/* dtype codes of the section file. */
+enum { INT8 = 2, INT32 = 5, FLOAT32 = 7 };
+enum { HEADER_BYTES = 64, ENTRY_BYTES = 128, NAME_BYTES = 32, MAX_SECTIONS = 4096, CONFIG = 11 };
+
+/* The file, and the first fault found: after one, every look-up does nothing, so that callers check once. */
+typedef struct reader {
+    const uint8_t *data;
+    int64_t size, sections;
+    int64_t asked; /* how many sections were looked for */
+    edr_status status;
+} reader;
+
+static uint64_t u64_at(const uint8_t *p)
+{
+    uint64_t value;
+    memcpy(&value, p, 8);
+    return value;
+}
+
+static uint32_t u32_at(const uint8_t *p)
+{
+    uint32_t value;
+    memcpy(&value, p, 4);
+    return value;
+}
+
+static void fault(reader *in, edr_status status)
+{
+    if (in->status == EDR_OK) in->status = status;
+}
+
+static const uint8_t *entry_at(const reader *in, int64_t i) { return in->data + HEADER_BYTES + i * ENTRY_BYTES; }
+
+/* Sections lie behind the table, in its order, and do not overlap. */
+static edr_status check_table(const reader *in)
+{
+    const uint64_t size = (uint64_t)in->size;
+    uint64_t end = (uint64_t)(HEADER_BYTES + in->sections * ENTRY_BYTES);
+    for (int64_t i = 0; i < in->sections; i++) {
+        const uint8_t *entry = entry_at(in, i);
+        const uint64_t offset = u64_at(entry + 72), bytes = u64_at(entry + 80);
+        if (u32_at(entry + 36) > 4) return EDR_E_VALUE;
+        if (offset % 64 != 0 || offset < end || offset > size || bytes > size - offset) return EDR_E_OFFSETS;
+        end = offset + bytes;
+    }
+    return EDR_OK;
+}
+
+/* The entry of that name; NULL when there is none, or more than one. */
+static const uint8_t *entry_of(const reader *in, const char *name)
+{
+    const uint8_t *found = NULL;
+    char padded[NAME_BYTES] = {0};
+    for (int i = 0; i < NAME_BYTES && name[i] != 0; i++) padded[i] = name[i];
+    for (int64_t i = 0; i < in->sections; i++) {
+        if (memcmp(entry_at(in, i), padded, NAME_BYTES) != 0) continue;
+        if (found != NULL) return NULL;
+        found = entry_at(in, i);
+    }
+    return found;
+}
+
+/* The data of a section that must have this dtype and this shape; sides past the rank are 1. */
+static const void *section(reader *in, const char *name, uint32_t dtype, int64_t a, int64_t b, int64_t c, int64_t d)
+{
+    if (in->status != EDR_OK) return NULL;
+    in->asked++;
+    const uint8_t *entry = entry_of(in, name);
+    if (entry == NULL) {
+        fault(in, EDR_E_OFFSETS);
+        return NULL;
+    }
+    if (u32_at(entry + 32) != dtype) {
+        fault(in, EDR_E_VALUE);
+        return NULL;
+    }
+    const int64_t shape[4] = {a, b, c, d};
+    uint64_t bytes = dtype == INT8 ? 1 : 4;
+    for (int i = 0; i < 4; i++) {
+        /* The sides are below 2^31 and, each being in the file's header too, their product is checked step by step. */
+        if (u64_at(entry + 40 + 8 * i) != (uint64_t)shape[i] || bytes > (uint64_t)in->size) {
+            fault(in, EDR_E_SIZE);
+            return NULL;
+        }
+        bytes *= (uint64_t)shape[i];
+    }
+    if (u64_at(entry + 80) != bytes) {
+        fault(in, EDR_E_SIZE);
+        return NULL;
+    }
+    return in->data + u64_at(entry + 72); /* within the file: check_table */
+}
+
+/* "layer07." + part + suffix, in a buffer that the next call writes again. */
+static const char *name_of(char buffer[NAME_BYTES + 1], int64_t layer, const char *part, const char *suffix)
+{
+    int n = 0;
+    if (layer >= 0) {
+        memcpy(buffer, "layer", 5);
+        buffer[5] = (char)('0' + layer / 10);
+        buffer[6] = (char)('0' + layer % 10);
+        buffer[7] = '.';
+        n = 8;
+    }
+    for (; *part != 0 && n < NAME_BYTES; part++) buffer[n++] = *part;
+    for (; *suffix != 0 && n < NAME_BYTES; suffix++) buffer[n++] = *suffix;
+    buffer[n] = 0;
+    return buffer;
+}
+
+static edr_linear linear(reader *in, int64_t layer, const char *part, int64_t inputs, int64_t outputs, int int8)
+{
+    char name[NAME_BYTES + 1];
+    edr_linear w = {NULL, NULL, NULL, NULL, inputs, outputs};
+    const int64_t panels = outputs / EDR_PANEL;
+    if (int8) {
+        w.weight = section(in, name_of(name, layer, part, ".weight"), INT8, panels, inputs / 4, EDR_PANEL, 4);
+        w.scale = section(in, name_of(name, layer, part, ".scale"), FLOAT32, outputs, 1, 1, 1);
+        w.sums = section(in, name_of(name, layer, part, ".sums"), FLOAT32, outputs, 1, 1, 1);
+    } else {
+        w.weight = section(in, name_of(name, layer, part, ".weight"), FLOAT32, panels, inputs, EDR_PANEL, 1);
+    }
+    w.bias = section(in, name_of(name, layer, part, ".bias"), FLOAT32, outputs, 1, 1, 1);
+    return w;
+}
+
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static int within(int64_t value, int64_t low, int64_t high) { return value >= low && value <= high; }
+
+/* The sizes that section `config` gives, in order; the limits keep every later product of two or three within 2^62. */
+static void read_sizes(reader *in, edr_model *m)
+{
+    const int32_t *c = section(in, "config", INT32, CONFIG, 1, 1, 1);
+    if (c == NULL) return;
+    m->hidden = c[0];
+    m->head_size = c[1];
+    m->layers = c[2];
+    m->vocab = c[3];
+    m->positions = c[4];
+    m->types = c[5];
+    m->has_pooler = c[6];
+    m->buckets = c[7];
+    m->feature_width = c[8];
+    m->feature_hidden = c[9];
+    m->int8 = c[10];
+    const int features = m->buckets != 0;
+    const int ok = within(m->hidden, 32, 8192) && m->hidden % 32 == 0 && within(m->head_size, 1, 1024) && within(m->layers, 1, EDR_MAX_LAYERS) &&
+                   within(m->vocab, 1, INT32_MAX) && within(m->positions, 1, 16384) && within(m->types, 1, 16384) &&
+                   within(m->has_pooler, 0, 1) && within(m->int8, 0, 1) && within(m->buckets, 0, INT32_MAX) &&
+                   within(m->feature_width, features, features ? 4096 : 0) && within(m->feature_hidden, features, features ? 4096 : 0);
+    if (!ok) fault(in, EDR_E_VALUE);
+}
+
+static void read_layers(reader *in, edr_model *m)
+{
+    const int64_t h = m->hidden;
+    char name[NAME_BYTES + 1];
+    const int32_t *sizes = section(in, "layers", INT32, m->layers, 2, 1, 1);
+    for (int64_t i = 0; i < m->layers && in->status == EDR_OK; i++) {
+        edr_layer *layer = &m->layer[i];
+        layer->heads = sizes[2 * i];
+        layer->inner = sizes[2 * i + 1];
+        const int64_t width = layer->heads * m->head_size;
+        /* An inner size past 65536 could overflow 32-bit sums of int8 products. */
+        if (!within(width, 32, 65536) || width % 32 != 0 || !within(layer->inner, 32, 65536) || layer->inner % 32 != 0) {
+            fault(in, EDR_E_VALUE);
+            return;
+        }
+        layer->qkv = linear(in, i, "qkv", h, 3 * width, m->int8);
+        layer->attention_output = linear(in, i, "attention_output", width, h, m->int8);
+        layer->attention_norm = section(in, name_of(name, i, "attention_norm", ""), FLOAT32, 2, h, 1, 1);
+        layer->up = linear(in, i, "up", h, layer->inner, m->int8);
+        layer->down = linear(in, i, "down", layer->inner, h, m->int8);
+        layer->output_norm = section(in, name_of(name, i, "output_norm", ""), FLOAT32, 2, h, 1, 1);
+        m->widest_inner = larger(m->widest_inner, layer->inner);
+        m->widest_heads = larger(m->widest_heads, width);
+    }
+}
+
+static void read_rest(reader *in, edr_model *m)
+{
+    m->word = section(in, "word", m->int8 ? INT8 : FLOAT32, m->vocab, m->hidden, 1, 1);
+    if (m->int8) m->word_scale = section(in, "word.scale", FLOAT32, m->vocab, 1, 1, 1);
+    m->position = section(in, "position", FLOAT32, m->positions, m->hidden, 1, 1);
+    m->type = section(in, "type", FLOAT32, m->types, m->hidden, 1, 1);
+    m->embedding_norm = section(in, "embedding_norm", FLOAT32, 2, m->hidden, 1, 1);
+    if (m->has_pooler) m->pooler = linear(in, -1, "pooler", m->hidden, m->hidden, 0);
+    if (m->buckets != 0) {
+        m->feature_table = section(in, "feature_table", FLOAT32, m->buckets, m->feature_width, 1, 1);
+        m->feature_mlp = linear(in, -1, "feature_mlp", m->feature_width, (m->feature_hidden + 31) / 32 * 32, 0);
+    }
+    m->head = section(in, "head", FLOAT32, m->hidden + m->feature_hidden + 1, 1, 1, 1);
+}
+
+edr_status edr_model_open(const void *data, int64_t size, edr_model *model, int64_t *at)
+{
+    if (data == NULL || model == NULL) return edr_fail(EDR_E_NULL, at, -1);
+    if (size < HEADER_BYTES || (uintptr_t)data % 64 != 0) return edr_fail(EDR_E_SIZE, at, -1);
+    reader in = {data, size, u32_at((const uint8_t *)data + 12), 0, EDR_OK};
+    if (memcmp(data, "EDRSECT1", 8) != 0 || u32_at(in.data + 8) != 1) return edr_fail(EDR_E_VALUE, at, -1);
+    if (u64_at(in.data + 16) != (uint64_t)size || in.sections > MAX_SECTIONS || in.sections > (size - HEADER_BYTES) / ENTRY_BYTES) {
+        return edr_fail(EDR_E_SIZE, at, -1);
+    }
+    const edr_status table = check_table(&in);
+    if (table != EDR_OK) return edr_fail(table, at, -1);
+    edr_model m;
+    memset(&m, 0, sizeof m);
+    read_sizes(&in, &m);
+    if (in.status == EDR_OK) read_layers(&in, &m);
+    if (in.status == EDR_OK) read_rest(&in, &m);
+    if (in.status != EDR_OK) return edr_fail(in.status, at, in.asked - 1);
+    *model = m;
+    return EDR_OK;
+}

@@ -1,0 +1,174 @@
+/*
+ * vector.h: one vocabulary of float vectors, for the instruction set that EDR_VECTOR names. Private, and meant to be
+ * included several times: engine_kernels.c sets EDR_VECTOR to 1, 8 or 16 lanes and gets the loops of
+ * kernels_float.h and kernels_product.h compiled for scalar, AVX2 and AVX-512 code.
+ *
+ * VF, VI     a vector of VW float32 or int32
+ * FN(name)   name with the instruction set's suffix;  TARGET   the attribute that switches the set on
+ * LOADN and STOREN touch only the first n of VW lanes, 1 <= n <= VW; the other lanes load as 0.
+ * PIN(v)   an empty statement that wants v in a register. After a loop over sums it keeps the compiler (GCC 12) from storing all of
+ *          them at every step, for the sake of what follows; that costs up to half of the speed.
+ * FMA(a, b, c) is a * b + c: rounded once where the set has it, twice in plain C.
+ */
+#undef VF
+#undef VI
+#undef VW
+#undef FN
+#undef TARGET
+#undef LOAD
+#undef STORE
+#undef LOADN
+#undef STOREN
+#undef SET1
+#undef PIN
+#undef ADD
+#undef SUB
+#undef MUL
+#undef DIV
+#undef FMA
+#undef MIN
+#undef MAX
+#undef SUM
+#undef LEAST
+#undef MOST
+#undef POW2
+#undef TO_FLOAT
+#undef LOAD_S8
+#undef STORE_U8
+
+#if EDR_VECTOR == 1 /* ------------------------------------------------------------------------ plain C, one lane */
+
+#define VF float
+#define VI int32_t
+#define VW 1
+#define FN(name) name##_scalar
+#define TARGET
+#define LOAD(p) (*(p))
+#define STORE(p, v) (*(p) = (v))
+#define LOADN(p, n) ((void)(n), *(p))
+#define STOREN(p, n, v) ((void)(n), *(p) = (v))
+#define SET1(x) (x)
+#define PIN(v) ((void)(v))
+#define ADD(a, b) ((a) + (b))
+#define SUB(a, b) ((a) - (b))
+#define MUL(a, b) ((a) * (b))
+#define DIV(a, b) ((a) / (b))
+#define FMA(a, b, c) ((a) * (b) + (c))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define SUM(v) (v)
+#define LEAST(v) (v)
+#define MOST(v) (v)
+#define TO_FLOAT(i) ((float)(i))
+#define LOAD_S8(p) ((float)*(p))
+#define POW2(n) pow2_scalar(n)
+#define STORE_U8(p, v) (*(p) = low_byte_scalar(v))
+
+/* x + 1.5 * 2^23 has round(x), to nearest even, in its lowest bits, whatever x is: no conversion that could overflow. */
+static inline uint32_t rounded_bits(float x)
+{
+    const float moved = x + 12582912.0f;
+    uint32_t bits;
+    memcpy(&bits, &moved, 4);
+    return bits;
+}
+static inline float pow2_scalar(float n)
+{
+    const uint32_t bits = (rounded_bits(n) - 0x4B400000u + 127u) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return power;
+}
+static inline uint8_t low_byte_scalar(float x) { return (uint8_t)(rounded_bits(x) & 255u); }
+
+#elif EDR_VECTOR == 8 /* ----------------------------------------- AVX2 and FMA, and AVX-VNNI where EDR_VNNI says so */
+
+#define VF __m256
+#define VI __m256i
+#define VW 8
+#ifdef EDR_VNNI
+#define FN(name) name##_avxvnni
+#define TARGET __attribute__((target("avx2,fma,avxvnni")))
+#else
+#define FN(name) name##_avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#endif
+#define LOAD(p) _mm256_loadu_ps(p)
+#define STORE(p, v) _mm256_storeu_ps(p, v)
+#define LOADN(p, n) _mm256_maskload_ps(p, lanes_avx2(n))
+#define STOREN(p, n, v) _mm256_maskstore_ps(p, lanes_avx2(n), v)
+#define SET1(x) _mm256_set1_ps(x)
+#define PIN(v) __asm__("" : "+x"(v))
+#define ADD(a, b) _mm256_add_ps(a, b)
+#define SUB(a, b) _mm256_sub_ps(a, b)
+#define MUL(a, b) _mm256_mul_ps(a, b)
+#define DIV(a, b) _mm256_div_ps(a, b)
+#define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define MIN(a, b) _mm256_min_ps(a, b)
+#define MAX(a, b) _mm256_max_ps(a, b)
+#define SUM(v) sum_avx2(v)
+#define LEAST(v) least_avx2(v)
+#define MOST(v) most_avx2(v)
+#define TO_FLOAT(i) _mm256_cvtepi32_ps(i)
+#define LOAD_S8(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
+#define POW2(n) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23))
+#define STORE_U8(p, v) store_u8_avx2(p, v)
+
+#ifndef EDR_VNNI /* once for both */
+TARGET static inline __m256i lanes_avx2(int64_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#define REDUCE(NAME, OP)                                                                        \
+    TARGET static inline float NAME(__m256 v)                                                   \
+    {                                                                                           \
+        __m128 x = OP(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));                  \
+        x = OP(x, _mm_movehl_ps(x, x));                                                         \
+        return _mm_cvtss_f32(OP(x, _mm_shuffle_ps(x, x, 1)));                                   \
+    }
+REDUCE(sum_avx2, _mm_add_ps)
+REDUCE(least_avx2, _mm_min_ps)
+REDUCE(most_avx2, _mm_max_ps)
+#undef REDUCE
+TARGET static inline void store_u8_avx2(uint8_t *p, __m256 v)
+{
+    const __m256i i = _mm256_cvtps_epi32(v);
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+    _mm_storel_epi64((__m128i *)(void *)p, _mm_packus_epi16(words, words));
+}
+#endif
+
+#elif EDR_VECTOR == 16 /* --------------------------------------------------- AVX-512F, and VNNI where EDR_VNNI says so */
+
+#define VF __m512
+#define VI __m512i
+#define VW 16
+#ifdef EDR_VNNI
+#define FN(name) name##_vnni
+#define TARGET __attribute__((target("avx512f,avx512vnni")))
+#else
+#define FN(name) name##_avx512
+#define TARGET __attribute__((target("avx512f")))
+#endif
+#define LOAD(p) _mm512_loadu_ps(p)
+#define STORE(p, v) _mm512_storeu_ps(p, v)
+#define LOADN(p, n) _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), p)
+#define STOREN(p, n, v) _mm512_mask_storeu_ps(p, (__mmask16)((1u << (n)) - 1), v)
+#define SET1(x) _mm512_set1_ps(x)
+#define PIN(v) __asm__("" : "+v"(v))
+#define ADD(a, b) _mm512_add_ps(a, b)
+#define SUB(a, b) _mm512_sub_ps(a, b)
+#define MUL(a, b) _mm512_mul_ps(a, b)
+#define DIV(a, b) _mm512_div_ps(a, b)
+#define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define MIN(a, b) _mm512_min_ps(a, b)
+#define MAX(a, b) _mm512_max_ps(a, b)
+#define SUM(v) _mm512_reduce_add_ps(v)
+#define LEAST(v) _mm512_reduce_min_ps(v)
+#define MOST(v) _mm512_reduce_max_ps(v)
+#define TO_FLOAT(i) _mm512_cvtepi32_ps(i)
+#define LOAD_S8(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
+#define POW2(n) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23))
+#define STORE_U8(p, v) _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(v)))
+
+#endif

@@ -1,0 +1,59 @@
+"""The native engine (csrc/edr_engine.h): a model in engine.bin, scored on the threads of a small pool.
+
+Arrays must have exactly the stated dtype, be C-contiguous and, unless stated, of one dimension.
+"""
+
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+def row_lengths(mask: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The number of ones of each row of `mask`, int32 [B, T]. Raises InputError unless a row is ones, at least one, then zeros."""
+
+@final
+class Encoder:
+    """A model and the threads that run it. Safe to share between threads, and usable after a fork (with threads of its own).
+
+    Parameters
+    ----------
+    data : the bytes of engine.bin, at an address that is a multiple of 64, as a mapping is; kept, and must not change.
+    isa : a name from `edgerec._core.isas`.
+    threads : how many threads work on one call, the caller included, 1 .. 1024.
+
+    Raises
+    ------
+    InputError : the file is damaged or not one that this engine runs.
+    """
+
+    def __new__(cls, data: object, *, isa: str, threads: int) -> Encoder: ...
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def positions(self) -> int: ...
+    @property
+    def types(self) -> int: ...
+    @property
+    def buckets(self) -> int: ...
+    def score(
+        self,
+        ids: NDArray[np.int32],
+        types: NDArray[np.int32],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        feature_ids: NDArray[np.int32],
+        feature_weights: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """Logits, float32 [B], of ragged rows; releases the GIL.
+
+        Parameters
+        ----------
+        ids, types : int32 [total], tokens and their types.
+        starts, lengths : int64 [B]; row i is ``ids[starts[i] : starts[i] + lengths[i]]``. Rows may overlap.
+        feature_ids, feature_weights : int32 and float32 [B * F], row after row; empty for a student without features.
+
+        Raises
+        ------
+        InputError : a row is empty, too long or outside ``ids``; an id is outside its table.
+        MemoryError : no memory for a workspace, or, in a forked child, no threads.
+        """

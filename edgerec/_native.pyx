@@ -1,0 +1,149 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=False
+"""Binding of csrc/edr_engine.h: a model, its threads and their workspaces; _native.pyi has the documentation."""
+
+from operator import index
+
+cimport cython
+cimport numpy as cnp
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc
+from posix.unistd cimport getpid
+
+from edr cimport *
+from edr_engine cimport *
+
+from edgerec.errors import InputError
+
+cnp.import_array()
+
+include "_arguments.pxi"
+
+
+def row_lengths(mask):
+    if not cnp.PyArray_Check(mask) or mask.ndim != 2:
+        raise InputError(f"mask must be a numpy array of int32 with two dimensions, got {type(mask).__name__}")
+    cdef int64_t rows = mask.shape[0], width = mask.shape[1], at = -1
+    flat = mask.reshape(-1)
+    cdef const int32_t *m = <int32_t *> _array(flat, cnp.NPY_INT32, "mask", "int32")
+    cdef cnp.ndarray lengths = _new(rows, cnp.NPY_INT64)
+    if edr_row_lengths(m, rows, width, <int64_t *> cnp.PyArray_DATA(lengths), &at) != EDR_OK:
+        raise InputError(f"attention_mask: row {at} must be ones, at least one, and then zeros")
+    return lengths
+
+
+cdef class _Workspace:
+    """Memory of one thread at work, at a multiple of 64."""
+    cdef void *memory
+    cdef void *aligned
+
+    def __cinit__(self, int64_t size):
+        self.memory = malloc(size + 64)
+        if self.memory is NULL:
+            raise MemoryError(f"{size} bytes for the engine's workspace")
+        self.aligned = <void *> ((<uintptr_t> self.memory + 63) // 64 * 64)
+
+    def __dealloc__(self):
+        free(self.memory)
+
+
+@cython.final
+cdef class Encoder:
+    cdef edr_model model
+    cdef Py_buffer data
+    cdef edr_pool *pool
+    cdef int64_t workers, room_size
+    cdef int isa, pid
+    cdef bint mapped
+    cdef list idle, rooms
+
+    def __cinit__(self, data, *, isa, threads):
+        cdef int64_t at = -1, count = _integer(threads, "threads", 1, 1024)
+        cdef int i
+        self.isa = -1
+        for i in range(EDR_ISA_COUNT):
+            if edr_isa_name(i).decode() == isa:
+                self.isa = i
+        if self.isa < 0 or not edr_isa_supported(self.isa):
+            raise InputError(f"instruction set {isa!r:.40} is unknown or not supported here")
+        PyObject_GetBuffer(data, &self.data, PyBUF_SIMPLE)
+        self.mapped = True
+        cdef int status = edr_model_open(self.data.buf, self.data.len, &self.model, &at)
+        if status != EDR_OK:
+            what = "header" if at < 0 else f"section looked for as number {at}"
+            raise InputError(f"{what}: {edr_status_text(status).decode()}")
+        self.room_size = edr_score_room(&self.model)
+        self.workers = count - 1
+        self.idle = []
+        self.rooms = [_Workspace(self.room_size) for _ in range(self.workers)]
+        self.pid = getpid()
+        self._start()
+
+    cdef int _start(self) except -1:
+        if self.workers:
+            self.pool = edr_pool_new(self.workers)
+            if self.pool is NULL:
+                raise MemoryError(f"the system has no {self.workers} threads for the engine")
+        return 0
+
+    def __dealloc__(self):
+        # A forked child has no worker threads to end: what the parent made is left alone there.
+        if self.pool is not NULL and self.pid == getpid():
+            edr_pool_free(self.pool)
+        if self.mapped:
+            PyBuffer_Release(&self.data)
+
+    @property
+    def vocab(self):
+        return self.model.vocab
+
+    @property
+    def positions(self):
+        return self.model.positions
+
+    @property
+    def types(self):
+        return self.model.types
+
+    @property
+    def buckets(self):
+        return self.model.buckets
+
+    def score(self, ids, types, starts, lengths, feature_ids, feature_weights):
+        cdef edr_inputs given
+        given.ids = <int32_t *> _array(ids, cnp.NPY_INT32, "ids", "int32")
+        given.types = <int32_t *> _array(types, cnp.NPY_INT32, "types", "int32")
+        given.starts = <int64_t *> _array(starts, cnp.NPY_INT64, "starts", "int64")
+        given.lengths = <int64_t *> _array(lengths, cnp.NPY_INT64, "lengths", "int64")
+        given.feature_ids = <int32_t *> _array(feature_ids, cnp.NPY_INT32, "feature_ids", "int32")
+        given.feature_weights = <float *> _array(feature_weights, cnp.NPY_FLOAT32, "feature_weights", "float32")
+        given.size, given.rows = _size(ids), _size(lengths)
+        given.slots = _size(feature_ids) // given.rows if given.rows else 0
+        if _size(types) != given.size or _size(starts) != given.rows:
+            raise InputError(f"{given.size} ids but {_size(types)} types, or {given.rows} lengths but {_size(starts)} starts")
+        if _size(feature_ids) != given.slots * given.rows or _size(feature_weights) != _size(feature_ids):
+            raise InputError(f"{_size(feature_ids)} feature ids and {_size(feature_weights)} weights for {given.rows} rows")
+        if self.pid != getpid():
+            # Forked: the parent's threads are not in this process, and its pool may be locked for ever. It is left alone.
+            self.pool = NULL
+            self._start()
+            self.pid = getpid()
+        cdef cnp.ndarray logits = _new(given.rows, cnp.NPY_FLOAT32)
+        cdef float *to = <float *> cnp.PyArray_DATA(logits)
+        # A call takes a workspace of its own; the pool's threads have theirs. The list is only touched with the GIL held.
+        cdef _Workspace mine = <_Workspace> (self.idle.pop() if self.idle else _Workspace(self.room_size))
+        cdef void **rooms = <void **> calloc(self.workers + 1, sizeof(void *))
+        if rooms is NULL:
+            raise MemoryError("the list of workspaces")
+        rooms[0] = mine.aligned
+        for i in range(self.workers):
+            rooms[i + 1] = (<_Workspace> self.rooms[i]).aligned
+        cdef int64_t at = -1
+        cdef int status
+        with nogil:
+            status = edr_score_all(&self.model, &given, self.isa, self.pool, self.workers, rooms, self.room_size, to, &at)
+        free(rooms)
+        self.idle.append(mine)
+        if status != EDR_OK:
+            _refuse(status, "batch", at)
+        return logits

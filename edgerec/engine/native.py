@@ -1,0 +1,105 @@
+"""The native backend: ``engine.bin``, run by the C engine in csrc/. No runtime of others, no padding, no copy of the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core, _native
+from ..bundle import Manifest, map_file
+from ..errors import BundleError, EngineError, InputError
+from ..types import Batch, RaggedBatch
+from . import Limits
+from .machine import usable_cores
+
+MAX_THREADS = 1024
+
+
+def _score(
+    encoder: _native.Encoder,
+    ids: NDArray[np.int32],
+    types: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    batch: Batch | RaggedBatch,
+) -> NDArray[np.float32]:
+    features = np.ascontiguousarray(batch.feature_ids).reshape(-1), np.ascontiguousarray(batch.feature_weights).reshape(-1)
+    try:
+        return encoder.score(ids, types, starts, lengths, *features)
+    except InputError as error:
+        raise EngineError(f"batch: {error}") from error
+    except MemoryError as error:
+        raise EngineError(f"the engine cannot run: {error}; open it with fewer threads, or rank fewer queries at once") from error
+
+
+class NativeEngine:
+    """Runs ``engine.bin``. See `edgerec.engine.Engine`.
+
+    The file is mapped, so processes that open one bundle share its memory. A row's logit is the same bits in any batch and on any number
+    of threads. The instruction set is `edgerec._core.isa` at the time of opening.
+
+    Parameters
+    ----------
+    root, manifest : the bundle; the engine file is verified against the manifest.
+    limits : what the student accepts.
+    threads : threads that work on one run, the caller's included; None: the cores this process may use.
+
+    Raises
+    ------
+    BundleError : the engine file is damaged, or is not that of the model in ``model.json``.
+    EngineError : too many threads, for the engine or for the system.
+    """
+
+    backend = "native"
+
+    def __init__(self, root: Path, manifest: Manifest, limits: Limits, *, threads: int | None = None) -> None:
+        self.precision = manifest.precision
+        self._limits = limits
+        what = f"{root}: {manifest.engine_file}"
+        count = threads or min(usable_cores(), MAX_THREADS)
+        if count > MAX_THREADS:
+            raise EngineError(f"threads is {threads}; the native engine takes at most {MAX_THREADS}")
+        try:
+            encoder = _native.Encoder(map_file(root, manifest, manifest.engine_file), isa=_core.isa(), threads=count)
+        except InputError as error:
+            raise BundleError(f"{what} is damaged or not an engine this version runs: {error}; build the bundle again") from error
+        except MemoryError as error:
+            raise EngineError(f"{root}: the engine cannot be opened: {error}; open it with fewer threads") from error
+        # Batches are checked against model.json: the engine's own tables must be at least as large.
+        small = [name for name in ("vocab", "types", "buckets") if getattr(encoder, name) != getattr(limits, name)]
+        if small or encoder.positions < limits.tokens:
+            raise BundleError(f"{what} does not hold the student of model.json: {', '.join(small) or 'positions'} differ; build it again")
+        self._encoder: _native.Encoder | None = encoder
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits, float32 [B]. Raises EngineError."""
+        encoder = self._open_encoder()
+        self._limits.check(batch)
+        rows, width = batch.input_ids.shape
+        if not rows:
+            return np.zeros(0, np.float32)
+        try:
+            lengths = _native.row_lengths(np.ascontiguousarray(batch.attention_mask))
+        except InputError as error:
+            raise EngineError(f"batch: {error}") from error
+        starts = np.arange(0, rows * width, width, dtype=np.int64)
+        ids, types = (np.ascontiguousarray(array).reshape(-1) for array in (batch.input_ids, batch.token_type_ids))
+        return _score(encoder, ids, types, starts, lengths, batch)
+
+    def run_ragged(self, batch: RaggedBatch) -> NDArray[np.float32]:
+        """Logits, float32 [B]. Raises EngineError."""
+        encoder = self._open_encoder()
+        self._limits.check_ragged(batch)
+        return _score(encoder, batch.ids, batch.types, batch.starts, batch.lengths, batch)
+
+    def close(self) -> None:
+        """Release the model and its threads; runs in flight finish first."""
+        self._encoder = None
+
+    def _open_encoder(self) -> _native.Encoder:
+        encoder = self._encoder
+        if encoder is None:
+            raise EngineError("the engine is closed; open the bundle again")
+        return encoder

@@ -1,0 +1,179 @@
+/* engine_file.h: a tiny engine.bin built in memory, and rows to score with it. */
+#ifndef EDGEREC_ENGINE_FILE_H
+#define EDGEREC_ENGINE_FILE_H
+
+#include "check.h"
+#include "edr_engine.h"
+
+/* Both layers differ in heads and inner size, as in a pruned student. */
+enum { HIDDEN = 64, HEAD = 16, LAYERS = 2, VOCAB = 50, POSITIONS = 150, TYPES = 2, BUCKETS = 20, WIDTH = 8, DEPTH = 24 };
+enum { TABLE_ENTRIES = 64, LARGEST_FILE = 1 << 20 };
+
+typedef struct engine_file {
+    uint8_t *bytes; /* LARGEST_FILE of room, at a multiple of 64, to be changed at will */
+    void *whole;
+    int64_t size, sections;
+    int64_t ends[TABLE_ENTRIES]; /* of the sections; the next one begins 64 to 127 bytes later */
+    uint64_t state;
+} engine_file;
+
+static inline float random_float(uint64_t *state, float least, float most)
+{
+    return least + (most - least) * (float)(random_u64(state) >> 40) * (1.0f / 16777216.0f);
+}
+
+/* One more section; its data is random: int8 over all of its range, floats in least .. most. */
+static inline void *add(engine_file *f, const char *name, uint32_t dtype, int64_t a, int64_t b, int64_t c, int64_t d, float least, float most)
+{
+    uint8_t *entry = f->bytes + 64 + 128 * f->sections++;
+    const uint64_t shape[4] = {(uint64_t)a, (uint64_t)b, (uint64_t)c, (uint64_t)d}, offset = (uint64_t)f->size;
+    const int64_t count = a * b * c * d;
+    const uint64_t bytes = (uint64_t)count * (dtype == 2 ? 1 : 4);
+    const uint32_t rank = 4;
+    if (f->sections > TABLE_ENTRIES || f->size + (int64_t)bytes + 64 > LARGEST_FILE) abort();
+    memcpy(entry, name, strlen(name));
+    memcpy(entry + 32, &dtype, 4);
+    memcpy(entry + 36, &rank, 4);
+    memcpy(entry + 40, shape, 32);
+    memcpy(entry + 72, &offset, 8);
+    memcpy(entry + 80, &bytes, 8);
+    void *data = f->bytes + f->size;
+    for (int64_t i = 0; i < count; i++) {
+        const float value = random_float(&f->state, least, most);
+        if (dtype == 2) ((int8_t *)data)[i] = (int8_t)(random_below(&f->state, 255) - 127);
+        if (dtype == 7) memcpy((float *)data + i, &value, 4);
+    }
+    f->ends[f->sections - 1] = f->size + (int64_t)bytes;
+    f->size = (f->size + (int64_t)bytes + 127) / 64 * 64;
+    return data;
+}
+
+static inline void add_norm(engine_file *f, const char *name)
+{
+    float *norm = add(f, name, 7, 2, HIDDEN, 1, 1, -0.1f, 0.1f);
+    for (int i = 0; i < HIDDEN; i++) norm[i] += 1.0f;
+}
+
+/* Scales and sums are those of the int8 weights, so that fp32 and int8 logits are of one size. */
+static inline void add_linear(engine_file *f, const char *part, int64_t k, int64_t n, int int8)
+{
+    char name[32];
+    const float size = 0.2f;
+    snprintf(name, sizeof name, "%s.weight", part);
+    if (int8) {
+        const int8_t *weight = add(f, name, 2, n / 32, k / 4, 32, 4, 0, 0);
+        snprintf(name, sizeof name, "%s.scale", part);
+        float *scale = add(f, name, 7, n, 1, 1, 1, 0.5f * size / 127, size / 127);
+        snprintf(name, sizeof name, "%s.sums", part);
+        float *sums = add(f, name, 7, n, 1, 1, 1, 0, 0);
+        for (int64_t c = 0; c < n; c++) {
+            int64_t sum = 0;
+            for (int64_t i = 0; i < k; i++) sum += weight[(c / 32 * (k / 4) + i / 4) * 128 + c % 32 * 4 + i % 4];
+            sums[c] = scale[c] * (float)sum;
+        }
+    } else {
+        add(f, name, 7, n / 32, k, 32, 1, -size, size);
+    }
+    snprintf(name, sizeof name, "%s.bias", part);
+    add(f, name, 7, n, 1, 1, 1, -size, size);
+}
+
+/* The whole file: with or without int8, features and the pooler. */
+static inline engine_file build_file(int int8, int features, int pooler)
+{
+    engine_file f = {.size = 64 + 128 * TABLE_ENTRIES, .state = 7};
+    f.bytes = aligned_room(LARGEST_FILE, &f.whole);
+    memset(f.bytes, 0, LARGEST_FILE);
+    const int32_t config[11] = {HIDDEN, HEAD, LAYERS, VOCAB, POSITIONS, TYPES, pooler, features ? BUCKETS : 0, features ? WIDTH : 0, features ? DEPTH : 0, int8};
+    const int32_t layers[4] = {4, 96, 2, 64};
+    memcpy(add(&f, "config", 5, 11, 1, 1, 1, 0, 0), config, sizeof config);
+    memcpy(add(&f, "layers", 5, LAYERS, 2, 1, 1, 0, 0), layers, sizeof layers);
+    for (int i = 0; i < LAYERS; i++) {
+        const char *names[2][6] = {{"layer00.qkv", "layer00.attention_output", "layer00.attention_norm", "layer00.up", "layer00.down", "layer00.output_norm"},
+                                   {"layer01.qkv", "layer01.attention_output", "layer01.attention_norm", "layer01.up", "layer01.down", "layer01.output_norm"}};
+        const int64_t width = layers[2 * i] * HEAD, inner = layers[2 * i + 1];
+        add_linear(&f, names[i][0], HIDDEN, 3 * width, int8);
+        add_linear(&f, names[i][1], width, HIDDEN, int8);
+        add_norm(&f, names[i][2]);
+        add_linear(&f, names[i][3], HIDDEN, inner, int8);
+        add_linear(&f, names[i][4], inner, HIDDEN, int8);
+        add_norm(&f, names[i][5]);
+    }
+    add(&f, "word", int8 ? 2 : 7, VOCAB, HIDDEN, 1, 1, -1, 1);
+    if (int8) add(&f, "word.scale", 7, VOCAB, 1, 1, 1, 0.004f, 0.008f);
+    add(&f, "position", 7, POSITIONS, HIDDEN, 1, 1, -0.5f, 0.5f);
+    add(&f, "type", 7, TYPES, HIDDEN, 1, 1, -0.5f, 0.5f);
+    add_norm(&f, "embedding_norm");
+    if (pooler) add_linear(&f, "pooler", HIDDEN, HIDDEN, 0);
+    if (features) {
+        add(&f, "feature_table", 7, BUCKETS, WIDTH, 1, 1, -1, 1);
+        add_linear(&f, "feature_mlp", WIDTH, 32, 0);
+    }
+    add(&f, "head", 7, HIDDEN + (features ? DEPTH : 0) + 1, 1, 1, 1, -0.3f, 0.3f);
+    f.size = f.ends[f.sections - 1];
+    const uint32_t version = 1, sections = (uint32_t)f.sections;
+    const uint64_t size = (uint64_t)f.size;
+    memcpy(f.bytes, "EDRSECT1", 8);
+    memcpy(f.bytes + 8, &version, 4);
+    memcpy(f.bytes + 12, &sections, 4);
+    memcpy(f.bytes + 16, &size, 8);
+    return f;
+}
+
+/* The file as a mapping has it, but that nothing may be read between the sections and behind the last. Free `*whole`. */
+static inline uint8_t *sealed(const engine_file *f, void **whole)
+{
+    uint8_t *copy = aligned_room(f->size, whole);
+    memcpy(copy, f->bytes, (size_t)f->size);
+    for (int64_t i = 0; i + 1 < f->sections; i++) FORBID(copy + f->ends[i], (size_t)((f->ends[i] + 127) / 64 * 64 - f->ends[i]));
+    return copy;
+}
+
+enum { MOST_ROWS = 90, SLOTS = 3 };
+
+/* Rows of many lengths, the longest as long as the model allows; ragged, with gaps between rows. */
+typedef struct rows {
+    int32_t *ids, *types, *feature_ids;
+    float *weights;
+    int64_t *starts, *lengths;
+    edr_inputs in;
+} rows;
+
+static inline void make_rows(rows *r, int64_t count, int features, uint64_t seed)
+{
+    uint64_t state = seed;
+    int64_t size = 0;
+    r->starts = exact_room((size_t)count * 8);
+    r->lengths = exact_room((size_t)count * 8);
+    for (int64_t i = 0; i < count; i++) {
+        size += random_below(&state, 3);
+        r->lengths[i] = i == 1 ? POSITIONS : 1 + random_below(&state, random_below(&state, 5) == 0 ? POSITIONS : 20);
+        r->starts[i] = size;
+        size += r->lengths[i];
+    }
+    r->ids = exact_room((size_t)size * 4);
+    r->types = exact_room((size_t)size * 4);
+    r->feature_ids = exact_room((size_t)(count * SLOTS) * 4);
+    r->weights = exact_room((size_t)(count * SLOTS) * 4);
+    for (int64_t i = 0; i < size; i++) {
+        r->ids[i] = (int32_t)random_below(&state, VOCAB);
+        r->types[i] = (int32_t)random_below(&state, TYPES);
+    }
+    for (int64_t i = 0; i < count * SLOTS; i++) {
+        r->feature_ids[i] = (int32_t)random_below(&state, BUCKETS);
+        r->weights[i] = random_below(&state, 4) == 0 ? 0.0f : random_float(&state, -1, 1);
+    }
+    r->in = (edr_inputs){r->ids, r->types, size, r->starts, r->lengths, count, r->feature_ids, r->weights, features ? SLOTS : 0};
+}
+
+static inline void free_rows(rows *r)
+{
+    free(r->starts);
+    free(r->lengths);
+    free(r->ids);
+    free(r->types);
+    free(r->feature_ids);
+    free(r->weights);
+}
+
+#endif

@@ -1,0 +1,313 @@
+/* cc -std=c11 -g -fsanitize=address,undefined -Icsrc tests/csrc/test_engine_kernels.c csrc/engine_kernels.c csrc/isa.c -lm -o test_engine_kernels
+ * Every instruction set of this machine against slow loops in double, on random shapes and with the bounds of the headers. */
+#define _DEFAULT_SOURCE
+#include <math.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "engine_kernels.h"
+
+/*
+ * The kernels' buffers: in one pass heap blocks of their very size, for AddressSanitizer; in another, because it does not see
+ * the masked loads and stores of AVX2 and AVX-512, mappings that end with a page that nobody may touch.
+ */
+enum { MOST_MAPPINGS = 16 };
+static struct { void *base, *room; size_t size; } mappings[MOST_MAPPINGS];
+static int guarded;
+
+static void *make_room(size_t size)
+{
+    if (!guarded) return exact_room(size);
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), pages = (size + page - 1) / page * page + page;
+    int place = 0;
+    while (place < MOST_MAPPINGS && mappings[place].base != NULL) place++;
+    unsigned char *base = mmap(NULL, pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (place == MOST_MAPPINGS || base == MAP_FAILED || mprotect(base + pages - page, page, PROT_NONE) != 0) abort();
+    mappings[place].base = base;
+    mappings[place].size = pages;
+    memset(base, 0x5A, pages - page);
+    return mappings[place].room = base + pages - page - size;
+}
+
+static void free_room(void *room)
+{
+    if (!guarded) {
+        free(room);
+        return;
+    }
+    int place = 0;
+    while (mappings[place].room != room || mappings[place].base == NULL) place++;
+    munmap(mappings[place].base, mappings[place].size);
+    mappings[place].base = NULL;
+}
+
+static float uniform(uint64_t *state, float size) { return size * ((float)(random_u64(state) >> 40) * (2.0f / 16777216.0f) - 1.0f); }
+
+static double exact_gelu(double x) { return 0.5 * x * erfc(-x / sqrt(2.0)); }
+
+static void test_functions(const edr_engine_kernels *k)
+{
+    uint64_t state = 1;
+    int exps = 1, gelus = 1, tanhs = 1;
+    for (int round = 0; round < 4000; round++) {
+        const int64_t n = 1 + random_below(&state, 50);
+        const float size = round % 3 == 0 ? 1.0f : round % 3 == 1 ? 8.0f : 87.0f;
+        float *x = make_room((size_t)n * 4), *y = make_room((size_t)n * 4);
+        for (int64_t i = 0; i < n; i++) x[i] = uniform(&state, size);
+        memcpy(y, x, (size_t)n * 4);
+        k->exp(y, n);
+        for (int64_t i = 0; i < n; i++) exps &= fabs(y[i] / exp(x[i]) - 1) < 3e-7;
+        memcpy(y, x, (size_t)n * 4);
+        k->gelu(y, n);
+        for (int64_t i = 0; i < n; i++) gelus &= fabs(y[i] - exact_gelu(x[i])) < (fabs(x[i]) <= 5.25 ? 2e-6 : 4e-7 * fabs(x[i]));
+        memcpy(y, x, (size_t)n * 4);
+        k->tanh(y, n);
+        for (int64_t i = 0; i < n; i++) tanhs &= fabs(y[i] - tanh(x[i])) < 3e-7;
+        free_room(x);
+        free_room(y);
+    }
+    CHECK(exps);
+    CHECK(gelus);
+    CHECK(tanhs);
+    float far[4] = {-1e30f, -88.0f, 1e30f, 88.0f};
+    k->exp(far, 4);
+    CHECK(far[0] == far[1] && fabs(far[0] / exp(-87.0) - 1) < 3e-7 && far[2] == far[3] && fabs(far[2] / exp(88.0) - 1) < 3e-7);
+    float bad[2] = {NAN, 1.0f};
+    k->tanh(bad, 2);
+    CHECK(isnan(bad[0]) && fabs(bad[1] - tanh(1.0)) < 3e-7);
+}
+
+/* y and what it may be off by, of one output, in double. */
+static double slow_y(const edr_linear *w, const edr_rows *x, int64_t row, int64_t c, int int8, double *size)
+{
+    double sum = w->bias[c];
+    *size = fabs(sum);
+    for (int64_t i = 0; i < w->inputs; i++) {
+        const int64_t in_panel = (c / 32 * w->inputs + i / 4 * 4) * 32 + c % 32 * 4 + i % 4;
+        const double u = int8 ? ((const uint8_t *)x->data)[row * w->inputs + i] : 0;
+        const double a = int8 ? x->least[row] + (double)x->scale[row] * u : ((const float *)x->data)[row * w->inputs + i];
+        const double b = int8 ? (double)w->scale[c] * ((const int8_t *)w->weight)[in_panel]
+                              : ((const float *)w->weight)[(c / 32 * w->inputs + i) * 32 + c % 32];
+        sum += a * b;
+        *size += fabs(a * b) + (int8 ? fabs(b) * (fabs((double)x->least[row]) + x->scale[row] * u) : 0);
+    }
+    return sum;
+}
+
+/* Products: within (K + 8) units of the last place of the sum of magnitudes; no column beside the asked ones is written. */
+static void test_products(const edr_engine_kernels *k, int int8)
+{
+    uint64_t state = 2;
+    for (int round = 0; round < 120; round++) {
+        const int64_t depth = int8 ? 4 * (1 + random_below(&state, 40)) : 1 + random_below(&state, 80), all = 1 + random_below(&state, 4), n = 32 * all;
+        const int64_t first = random_below(&state, all), panels = 1 + random_below(&state, all - first), m = random_below(&state, 30);
+        const int64_t ldo = 32 * panels + random_below(&state, 3);
+        const int then = round % 3;
+        const size_t cell = int8 ? 1 : 4;
+        void *weight = make_room((size_t)(n * depth) * cell), *data = make_room((size_t)(m * depth) * cell);
+        float *bias = make_room((size_t)n * 4), *scale = make_room((size_t)n * 4), *sums = make_room((size_t)n * 4);
+        float *row_scale = make_room((size_t)m * 4), *least = make_room((size_t)m * 4);
+        const size_t room = m > 0 ? (size_t)((m - 1) * ldo + 32 * panels) * 4 : 0;
+        float *out = make_room(room), *before = make_room(room);
+        for (int64_t i = 0; i < n * depth; i++) {
+            if (int8) ((int8_t *)weight)[i] = (int8_t)(random_below(&state, 256) - 128);
+            else ((float *)weight)[i] = uniform(&state, 1);
+        }
+        for (int64_t i = 0; i < m * depth; i++) {
+            if (int8) ((uint8_t *)data)[i] = (uint8_t)random_below(&state, 256);
+            else ((float *)data)[i] = uniform(&state, 1);
+        }
+        for (int64_t c = 0; c < n; c++) {
+            bias[c] = uniform(&state, 1);
+            scale[c] = 0.01f + 0.005f * uniform(&state, 1);
+            double sum = 0;
+            for (int64_t i = 0; int8 && i < depth; i++) sum += ((int8_t *)weight)[(c / 32 * depth + i / 4 * 4) * 32 + c % 32 * 4 + i % 4];
+            sums[c] = (float)(sum * scale[c]);
+        }
+        for (int64_t r = 0; r < m; r++) {
+            row_scale[r] = 0.01f + 0.005f * uniform(&state, 1);
+            least[r] = uniform(&state, 1);
+        }
+        for (size_t i = 0; i < room / 4; i++) out[i] = before[i] = uniform(&state, 1);
+        const edr_linear w = {weight, bias, scale, sums, depth, n};
+        const edr_rows x = {data, row_scale, least};
+        (int8 ? k->product_u8 : k->product_f32)(&w, first, panels, &x, m, out, ldo, then);
+        int close = 1, beside = 1, alone = 1;
+        for (int64_t r = 0; r < m; r++) {
+            for (int64_t c = 0; c < ldo && r * ldo + c < (int64_t)(room / 4); c++) {
+                const float got = out[r * ldo + c], was = before[r * ldo + c];
+                if (c >= 32 * panels) {
+                    beside &= got == was;
+                    continue;
+                }
+                double size, y = slow_y(&w, &x, r, 32 * first + c, int8, &size);
+                const double bound = 6e-8 * (double)(depth + 8) * (size + 1) + (then == EDR_GELU ? 2e-6 + 4e-7 * fabs(y) : 0);
+                y = then == EDR_GELU ? exact_gelu(y) : then == EDR_ADD ? y + was : y;
+                close &= fabs(got - y) <= bound;
+            }
+            /* A row by itself gives the same bits as among others. */
+            float one[4 * 32];
+            memcpy(one, before + r * ldo, (size_t)panels * 128);
+            const edr_rows only = {(const uint8_t *)data + (size_t)(r * depth) * cell, row_scale + r, least + r};
+            (int8 ? k->product_u8 : k->product_f32)(&w, first, panels, &only, 1, one, 32 * panels, then);
+            alone &= memcmp(one, out + r * ldo, (size_t)panels * 128) == 0;
+        }
+        CHECK(close);
+        CHECK(beside);
+        CHECK(alone);
+        void *all_of_them[] = {weight, data, bias, scale, sums, row_scale, least, out, before};
+        for (int i = 0; i < 9; i++) free_room(all_of_them[i]);
+    }
+}
+
+/* With scales of 1 a product is an integer below 2^24, and every instruction set must give exactly it. */
+static void test_integers(const edr_engine_kernels *k)
+{
+    uint64_t state = 3;
+    for (int round = 0; round < 60; round++) {
+        const int64_t depth = 4 * (1 + random_below(&state, 64)), m = 1 + random_below(&state, 30);
+        int8_t *weight = make_room((size_t)(32 * depth));
+        uint8_t *data = make_room((size_t)(m * depth));
+        float *out = make_room((size_t)m * 128), zeros[32] = {0}, ones[32], row_zero[32] = {0}, row_one[32];
+        for (int i = 0; i < 32; i++) ones[i] = row_one[i] = 1.0f;
+        /* Extremes in every other round: where 16-bit sums of pairs would saturate. */
+        for (int64_t i = 0; i < 32 * depth; i++) weight[i] = (int8_t)(round % 2 ? (random_below(&state, 2) ? 127 : -128) : random_below(&state, 256) - 128);
+        for (int64_t i = 0; i < m * depth; i++) data[i] = (uint8_t)(round % 2 ? 255 : random_below(&state, 256));
+        const edr_linear w = {weight, zeros, ones, zeros, depth, 32};
+        const edr_rows x = {data, row_one, row_zero};
+        k->product_u8(&w, 0, 1, &x, m, out, 32, EDR_STORE);
+        int exact = 1;
+        for (int64_t r = 0; r < m; r++) {
+            for (int64_t c = 0; c < 32; c++) {
+                int32_t sum = 0;
+                for (int64_t i = 0; i < depth; i++) sum += data[r * depth + i] * weight[i / 4 * 128 + c * 4 + i % 4];
+                exact &= out[r * 32 + c] == (float)sum;
+            }
+        }
+        CHECK(exact);
+        free_room(weight);
+        free_room(data);
+        free_room(out);
+    }
+}
+
+static void test_rows(const edr_engine_kernels *k)
+{
+    uint64_t state = 4;
+    for (int round = 0; round < 300; round++) {
+        const int64_t n = 32 * (1 + random_below(&state, 6)), odd = 1 + random_below(&state, 70);
+        float *x = make_room((size_t)n * 4), *y = make_room((size_t)n * 4), *weight = make_room((size_t)n * 8), *out = make_room((size_t)n * 4);
+        int8_t *word = make_room((size_t)n);
+        uint8_t *u = make_room((size_t)n);
+        double mean = 0, variance = 0, close = 1;
+        for (int64_t i = 0; i < n; i++) {
+            x[i] = y[i] = uniform(&state, 3);
+            weight[i] = uniform(&state, 1);
+            weight[n + i] = uniform(&state, 1);
+            word[i] = (int8_t)(random_below(&state, 256) - 128);
+            mean += x[i] / (double)n;
+        }
+        for (int64_t i = 0; i < n; i++) variance += (x[i] - mean) * (x[i] - mean) / (double)n;
+        k->normalise(y, n, weight);
+        for (int64_t i = 0; i < n; i++) close = fmax(close, 1 + fabs(y[i] - ((x[i] - mean) / sqrt(variance + 1e-12) * weight[i] + weight[n + i])));
+        CHECK(close < 1 + 1e-5);
+        float scale, least, most = x[0], low = x[0];
+        k->quantise(x, n, u, &scale, &least);
+        double off = 0;
+        for (int64_t i = 0; i < n; i++) {
+            most = x[i] > most ? x[i] : most;
+            low = x[i] < low ? x[i] : low;
+            off = fmax(off, fabs(((double)x[i] - least) / scale - u[i]));
+        }
+        CHECK(least == low && fabs(scale * 255 - (most - low)) < 1e-5 && off < 0.5 + 1e-4);
+        int same = 1;
+        k->embed(word, 0.5f, 1, x, weight, n, out);
+        for (int64_t i = 0; i < n; i++) same &= out[i] == 0.5f * (float)word[i] + x[i] + weight[i];
+        k->embed(weight + n, 9.0f, 0, x, weight, n, out);
+        for (int64_t i = 0; i < n; i++) same &= out[i] == weight[n + i] + x[i] + weight[i];
+        CHECK(same);
+        for (int64_t i = 0; i < n; i++) x[i] = 1.5f;
+        k->quantise(x, n, u, &scale, &least);
+        for (int64_t i = 0; i < n; i++) same &= u[i] == 0;
+        CHECK(same && scale == 0.0f && least == 1.5f);
+        x[random_below(&state, n)] = round % 3 == 0 ? NAN : round % 3 == 1 ? INFINITY : -INFINITY;
+        k->quantise(x, n, u, &scale, &least);
+        CHECK(isnan(scale));
+        float *a = make_room((size_t)odd * 4), *b = make_room((size_t)odd * 4), *c = make_room((size_t)odd * 4);
+        double dot = 0, size = 0;
+        for (int64_t i = 0; i < odd; i++) {
+            a[i] = uniform(&state, 1);
+            b[i] = c[i] = uniform(&state, 1);
+            dot += (double)a[i] * b[i];
+            size += fabs((double)a[i] * b[i]);
+        }
+        CHECK(fabs(k->dot(a, b, odd) - dot) <= 6e-8 * (double)odd * (size + 1));
+        k->add_scaled(a, 0.7f, odd, c);
+        for (int64_t i = 0; i < odd; i++) same &= fabs(c[i] - ((double)b[i] + 0.7f * (double)a[i])) < 3e-7;
+        CHECK(same);
+        void *all[] = {x, y, weight, out, word, u, a, b, c};
+        for (int i = 0; i < 9; i++) free_room(all[i]);
+    }
+}
+
+static void test_attention(const edr_engine_kernels *k)
+{
+    uint64_t state = 5;
+    for (int round = 0; round < 200; round++) {
+        const int64_t t = 1 + random_below(&state, 40), m = 1 + random_below(&state, 9), s = 1 + random_below(&state, 70), ld = s + random_below(&state, 5);
+        const size_t query = (size_t)((m - 1) * ld + s) * 4, key = (size_t)((t - 1) * ld + s) * 4;
+        float *q = make_room(query), *keys = make_room(key), *v = make_room(key), *out = make_room(query);
+        float *room = make_room((size_t)EDR_ATTENTION_ROOM(t, s) * 4);
+        for (size_t i = 0; i < query / 4; i++) q[i] = uniform(&state, 1);
+        for (size_t i = 0; i < key / 4; i++) {
+            keys[i] = uniform(&state, 1);
+            v[i] = uniform(&state, 1);
+        }
+        k->attend(q, ld, m, keys, v, ld, t, s, out, ld, room);
+        double off = 0;
+        for (int64_t r = 0; r < m; r++) {
+            double p[40], sum = 0;
+            for (int64_t j = 0; j < t; j++) {
+                double score = 0;
+                for (int64_t i = 0; i < s; i++) score += (double)q[r * ld + i] * keys[j * ld + i];
+                sum += p[j] = exp(score);
+            }
+            for (int64_t i = 0; i < s; i++) {
+                double y = 0;
+                for (int64_t j = 0; j < t; j++) y += p[j] / sum * v[j * ld + i];
+                off = fmax(off, fabs(out[r * ld + i] - y));
+            }
+        }
+        CHECK(off < 1e-5);
+        keys[random_below(&state, t) * ld + random_below(&state, s)] = round % 2 ? NAN : INFINITY;
+        k->attend(q, ld, m, keys, v, ld, t, s, out, ld, room);
+        int odd = 1;
+        for (int64_t r = 0; r < m; r++) odd &= isnan(out[r * ld]) && isnan(out[r * ld + s - 1]);
+        CHECK(odd);
+        free_room(q);
+        free_room(keys);
+        free_room(v);
+        free_room(out);
+        free_room(room);
+    }
+}
+
+int main(void)
+{
+    for (int isa = 0; isa < EDR_ISA_COUNT; isa++) {
+        if (!edr_isa_supported(isa)) continue;
+        const edr_engine_kernels *k = edr_engine_kernels_for(isa);
+        const long failed = check_failed;
+        for (guarded = 0; guarded < 2; guarded++) {
+            test_functions(k);
+            test_products(k, 0);
+            test_products(k, 1);
+            test_integers(k);
+            test_rows(k);
+            test_attention(k);
+        }
+        if (check_failed != failed) fprintf(stderr, "  with %s\n", edr_isa_name(isa));
+    }
+    return check_report();
+}
