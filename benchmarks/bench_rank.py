@@ -30,15 +30,16 @@ from rivals import Rival, Setup
 from rivals import fastembed as fastembed_rival
 from rivals import flashrank as flashrank_rival
 from rivals import sentence_transformers as sentence_transformers_rival
-from rivals.edgerec_ort import EdgerecOrt
+from rivals.edgerec_bundle import Edgerec
 
 from edgerec.machine import describe_machine, installed_versions, utc_now
 from edgerec.metrics import kendall_tau
 
 CONTESTANTS: tuple[Rival, ...] = (
-    EdgerecOrt("int8", catalog=True),
-    EdgerecOrt("int8", catalog=False),
-    EdgerecOrt("fp32", catalog=True),
+    Edgerec("int8", catalog=True),
+    Edgerec("int8", catalog=False),
+    Edgerec("fp32", catalog=True),
+    Edgerec("int8", catalog=True, backend="native"),
     sentence_transformers_rival,
     flashrank_rival,
     fastembed_rival,

@@ -1,4 +1,4 @@
-"""edgerec itself, on ONNX Runtime: the same weights, exported and built as any student is."""
+"""edgerec itself: the same weights, exported and built as any student is."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class Opened:
     ids: Mapping[str, str]
 
 
-class EdgerecOrt:
+class Edgerec:
     """One configuration.
 
     Parameters
     ----------
-    precision : ``int8`` or ``fp32``.
+    precision : ``int8`` or ``fp32``. backend : ``ort`` (ONNX Runtime) or ``native``.
     catalog : candidates by id, their tokens precomputed (the intended use); else whole items, tokenised in the call as rivals do.
     """
 
     PACKAGE = "edgerec"
 
-    def __init__(self, precision: str, *, catalog: bool) -> None:
-        self.precision, self.catalog = precision, catalog
-        self.NAME = f"edgerec {precision}" + ("" if catalog else ", no catalogue")
+    def __init__(self, precision: str, *, catalog: bool, backend: str = "ort") -> None:
+        self.precision, self.catalog, self.backend = precision, catalog, backend
+        self.NAME = f"edgerec {precision}" + ("" if catalog else ", no catalogue") + (", native" if backend == "native" else "")
 
     def prepare(self, setup: Setup) -> None:
         """Export, build, catalogue."""
@@ -49,7 +49,7 @@ class EdgerecOrt:
         # A random head's scores lie so close together that rounding may order them anyhow: only trained weights can pass the gate.
         anything = Tolerance(max_abs_diff=float("inf"), ndcg_drop=1.0, top_overlap=0.0, tau=-1.0)
         tolerances = Tolerances() if setup.trained else Tolerances(int8=anything)
-        build_engine(export, setup.work / "bundle", backend="ort", precision=self.precision, tolerances=tolerances)
+        build_engine(export, setup.work / "bundle", backend=self.backend, precision=self.precision, tolerances=tolerances)
         if self.catalog:
             build_catalog(load_dataset(setup.data).items.values(), setup.work / "bundle", setup.work / "catalog")
 
