@@ -89,6 +89,25 @@ def labels(folder: Path, out: Path, dev_share: float, eta: float, as_json: bool)
 
 
 @data.command()
+@click.argument("folder", type=EXISTING_FOLDER)
+@click.argument("out", type=NEW_FOLDER)
+@click.option("--count", default=5, show_default=True, type=click.IntRange(min=2), help="How many folds.")
+@click.option("--seed", default=0, show_default=True, help="Of the deal; same seed, same folds.")
+@as_json
+def folds(folder: Path, out: Path, count: int, seed: int, as_json: bool) -> None:
+    """Deal the judged queries of FOLDER (train and dev) out to OUT/0, OUT/1, ...: each is once held out, as dev.
+
+    \b
+    Example:
+      edgerec data folds shop shop-folds --count 5
+    """
+    from .training.folds import write_folds
+
+    folders = write_folds(folder, out, count=count, seed=seed)
+    show({"folds": [str(one) for one in folders], "seed": seed}, as_json=as_json)
+
+
+@data.command()
 @click.argument("folder", type=NEW_FOLDER)
 @click.option("--items", default=2000, show_default=True, type=click.IntRange(min=1), help="Items in the corpus.")
 @click.option("--queries", default=300, show_default=True, type=click.IntRange(min=1), help="Judged queries.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,13 @@ def train(data: tuple[Path, ...], base_model: str, recipe: Path, out: Path, embe
 
         settings = load_recipe(recipe)
         result = train_teacher(data, base_model, settings, out, embedder=embedder, resume=resume, progress=on_terminal())
-    show(result if as_json else _summary(out, result), as_json=as_json)
+    _show_once(result if as_json else _summary(out, result), as_json=as_json)
+
+
+def _show_once(result: Mapping[str, Any], *, as_json: bool) -> None:
+    """Of several processes that torchrun started the first speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        show(result, as_json=as_json)
 
 
 def _summary(out: Path, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def distill(
 
         settings = load_recipe(student)
         result = run(teachers, data, settings, out, embedder=embedder, resume=resume, progress=on_terminal())
-    show(result if as_json else _summary(out, result), as_json=as_json)
+    _show_once(result if as_json else _summary(out, result), as_json=as_json)
 
 
 @click.command()

@@ -60,7 +60,18 @@ def served(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_are_those_of_the_readme() -> None:
     names = {" ".join(words) for words in all_commands()}
     serve = {"build-engine", "build-catalog", "rank", "bench", "inspect", "verify", "version"}
-    train = {"data validate", "data import", "data simulate", "data labels", "train", "distill", "prune", "export", "evaluate"}
+    train = {
+        "data validate",
+        "data import",
+        "data simulate",
+        "data labels",
+        "data folds",
+        "train",
+        "distill",
+        "prune",
+        "export",
+        "evaluate",
+    }
     assert names == serve | train
 
 

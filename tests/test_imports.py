@@ -63,7 +63,7 @@ EXPORT = {"onnx", "onnxscript"}
 TRAINING = (
     NUMERIC
     | EXPORT
-    | {"torch", "transformers", "tokenizers", "safetensors", "pyarrow", "tensorboard", "bm25s", "matplotlib", "tqdm", "tomli"}
+    | {"torch", "transformers", "tokenizers", "safetensors", "pyarrow", "tensorboard", "bm25s", "matplotlib", "tqdm", "tomli", "peft"}
 )
 THIRD_PARTY = {
     "edgerec.errors": set(),

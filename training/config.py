@@ -46,6 +46,21 @@ class AttackSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Low-rank adaptation of a teacher, see `edgerec.training.lora`; of no effect on students.
+
+    Attributes
+    ----------
+    rank : of the learnt corrections; 0 fine-tunes all weights.
+    alpha : corrections are scaled by ``alpha / rank``.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
 class FitSettings:
     """One optimisation run.
 
@@ -59,6 +74,7 @@ class FitSettings:
     layer_decay : each layer learns at this share of the rate of the one above it, see `edgerec.training.groups`; 1 is one rate for all.
     ema : decay of the moving average of the weights, which is evaluated and kept in their stead; 0 keeps the weights themselves.
     attack : adversarial steps.
+    lora : low-rank adaptation; it wants a learning rate several times that of full fine-tuning.
     """
 
     epochs: int = 1
@@ -77,6 +93,7 @@ class FitSettings:
     layer_decay: float = 1.0
     ema: float = 0.0
     attack: AttackSettings = field(default_factory=AttackSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +322,11 @@ def _check(recipe: Recipe, place: str) -> None:
             fit.attack.kind in ("none", "fgm", "awp") and fit.attack.epsilon > 0 and 0 <= fit.attack.start < 1,
             "fit.attack: kind is none, fgm or awp, epsilon above 0, start in [0, 1)",
         ),
+        (
+            fit.lora.rank >= 0 and fit.lora.alpha > 0 and 0 <= fit.lora.dropout < 1,
+            "fit.lora: rank at least 0, alpha above 0, dropout in [0, 1)",
+        ),
+        (not fit.lora.rank or fit.attack.kind != "fgm", "fit.lora freezes the word embeddings that fit.attack.kind = 'fgm' moves"),
         (
             sum(terms) > 0 and min(*terms, loss.r_drop) >= 0,
             "loss weights are at least 0, and at least one loss term needs one above 0",

@@ -18,6 +18,7 @@ from edgerec.errors import InputError
 from edgerec.features import FeatureEncoder, default_spec
 from edgerec.text import TextEncoder, TextSpec, text_spec_from_tokenizer
 
+from . import workers
 from .augment import augmenter
 from .config import Recipe
 from .data import Dataset
@@ -57,10 +58,14 @@ class DistillTask:
 
         return loss_terms(answer, self._settings)
 
+    def queries(self, rows: Rows) -> Rows:
+        return self._train.query[rows]
+
     def evaluate(self) -> dict[str, float]:
         return dev_metrics(self._dev, self._scorer.score_pairs(self._dev, table=self._dev_table, hashed=self._dev_hashed))
 
 
+@workers.joined()
 def distill(
     teachers: Path | Sequence[Path],
     data: Sequence[Path],
@@ -97,7 +102,9 @@ def distill(
     datasets = train_datasets(data)
     train, dev = student_pairs(datasets, recipe), judged_pairs(datasets, "dev")
     run = open_run(out, resume=resume)  # only now, so that bad data leaves no run folder behind
-    targets, members = ensemble_targets(folders, train, datasets, recipe, out.parent, embedder=embedder, progress=progress)
+    targets, members = workers.first(
+        lambda: ensemble_targets(folders, train, datasets, recipe, out.parent, embedder=embedder, progress=progress)
+    )
     seed_everything(recipe.seed)
     scorer = _new_student(folders[0], infos[0], recipe, run)
     facts = provenance(datasets, recipe, {"teachers": [{k: m.get(k) for k in ("kind", "sha256", "embedder", "scores")} for m in members]})
@@ -171,7 +178,7 @@ def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, ru
     sizes = {"buckets": s.buckets, "feature_dim": s.feature_dim, "feature_hidden": s.feature_hidden} if s.features else {}
     student = student_from_encoder(source, layers=s.layers, **sizes)
     features = FeatureEncoder(default_spec(buckets=s.buckets, slots=s.slots)) if s.features else None
-    shutil.copy(source / "tokenizer.json", run / "tokenizer.json")
+    workers.first(lambda: shutil.copy(source / "tokenizer.json", run / "tokenizer.json"))
     if s.init == "teacher":
         spec = TextSpec.from_json(teacher_info["text"])
     else:

@@ -113,7 +113,8 @@ def _write(scorer: StudentScorer, info: dict[str, Any], student: Path, out: Path
     }
     if data:
         datasets = train_datasets(data)
-        model_json["grades"] = {"min": datasets[0].grade_min, "max": datasets[0].grade_max}
+        lowest = datasets[0].grade_min
+        model_json["grades"] = {"min": lowest, "max": lowest + max(one.grade_max - one.grade_min for one in datasets)}
         sample: dict[str, Any] = _calibration(scorer, judged_pairs(datasets, "dev"))
         np.savez(out / "calibration.npz", **sample)
     (out / "model.json").write_text(json.dumps(model_json, indent=1) + "\n", encoding="utf-8")
@@ -197,7 +198,8 @@ def _calibration(scorer: StudentScorer, dev: Pairs) -> dict[str, NDArray[Any]]:
         "attention_mask": batch.attention_mask[back].astype(np.int32),
         "token_type_ids": batch.token_type_ids[back].astype(np.int32),
         "query_index": np.unique(dev.query[chosen], return_inverse=True)[1].astype(np.int32),
-        "grades": dev.grade[chosen],
+        # Gains count from the lowest grade; several data sets are moved to the first one's.
+        "grades": dev.grade[chosen] - np.array(dev.grade_min, np.float32)[dev.dataset[chosen]] + np.float32(dev.grade_min[0]),
     }
     if hashed is not None:
         sample["feature_ids"], sample["feature_weights"] = hashed.ids[chosen], hashed.weights[chosen]

@@ -31,7 +31,7 @@ def parameter_groups(model: nn.Module, settings: FitSettings) -> list[dict[str, 
 
     Source of layer-wise decay: Howard and Ruder, ULMFiT, arXiv 1801.06146.
     """
-    named = list(model.named_parameters())
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     layers = 1 + max((int(found[1]) for name, _ in named if (found := _LAYER.search(name))), default=-1)
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in named:

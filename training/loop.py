@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from edgerec.errors import EdgerecError, InputError
 
+from . import workers
 from .attack import perturbed
 from .average import Average
 from .config import FitSettings
@@ -30,6 +31,10 @@ class Task(Protocol):
 
     def losses(self, rows: Rows, epoch: int) -> dict[str, Tensor]:
         """Loss terms by name, weighted; their sum is minimised."""
+        ...
+
+    def queries(self, rows: Rows) -> Rows:
+        """The query of each row: rows of one query stay together where a step is shared."""
         ...
 
     def evaluate(self) -> dict[str, float]:
@@ -64,12 +69,16 @@ def run_folder(out: Path) -> Path:
 
 def open_run(out: Path, *, resume: bool) -> Path:
     """Create or reopen the run folder. Raises InputError if OUT exists, or an unfinished run does and ``resume`` is false."""
-    if out.exists():
-        raise InputError(f"{out} exists already; choose another --out or delete it")
     run = run_folder(out)
-    if run.exists() and not resume:
-        raise InputError(f"{run} holds an unfinished run; pass --resume to go on with it, or delete it")
-    run.mkdir(parents=True, exist_ok=True)
+
+    def make() -> None:
+        if out.exists():
+            raise InputError(f"{out} exists already; choose another --out or delete it")
+        if run.exists() and not resume:
+            raise InputError(f"{run} holds an unfinished run; pass --resume to go on with it, or delete it")
+        run.mkdir(parents=True, exist_ok=True)
+
+    workers.first(make)
     return run
 
 
@@ -115,12 +124,21 @@ def fit(
     state = _Checkpoint(run / "checkpoint.pt", identity, parts)
     start, best, history = state.load()
     if start == 0:
-        seed_everything(seed)
-    with SummaryWriter(str(run / "tensorboard")) as writer, tqdm(total=total, initial=start, disable=not progress, unit="step") as bar:
+        seed_everything(seed + workers.rank())
+    chief = workers.rank() == 0
+    with (
+        SummaryWriter(str(run / "tensorboard")) if chief else nullcontext() as writer,
+        tqdm(total=total, initial=start, disable=not (progress and chief), unit="step") as bar,
+    ):
+
+        def log(name: str, value: float) -> None:
+            if writer is not None:
+                writer.add_scalar(name, value, step)
+
         for step in range(start, total):
             model.train()
             optimizer.zero_grad(set_to_none=True)
-            terms, loss = _backward(task, *schedule[step], settings.precision)
+            terms, loss = _backward(model, task, *schedule[step], settings.precision)
             if not math.isfinite(loss):
                 raise EdgerecError(
                     f"the loss became {loss} at step {step} of {total}; the last good checkpoint is in {run}. "
@@ -128,28 +146,29 @@ def fit(
                 )
             if settings.attack.kind != "none" and step >= settings.attack.start * total:
                 with perturbed(model, settings.attack):
-                    _backward(task, *schedule[step], settings.precision)
+                    _backward(model, task, *schedule[step], settings.precision)
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimizer.step()
             scheduler.step()
             if average:
                 average.update()
             for name, value in terms.items():
-                writer.add_scalar(f"loss/{name}", value, step)
-            writer.add_scalar("gradient_norm", float(norm), step)
-            writer.add_scalar("learning_rate", optimizer.param_groups[0]["lr"], step)
+                log(f"loss/{name}", value)
+            log("gradient_norm", float(norm))
+            log("learning_rate", optimizer.param_groups[0]["lr"])
             bar.update()
             if (step + 1) % every == 0 or step + 1 == total:
                 with average.in_place() if average else nullcontext():
-                    metrics = task.evaluate()
+                    metrics = workers.first(task.evaluate)
                     if metrics["objective"] > best["objective"]:
                         best = {"step": step + 1, **metrics}
-                        _save_atomically(model.state_dict(), run / "best.pt")
+                        workers.first(lambda: _save_atomically(model.state_dict(), run / "best.pt"))
                 for name, figure in metrics.items():
-                    writer.add_scalar(f"dev/{name}", figure, step)
+                    log(f"dev/{name}", figure)
                 history.append({"step": step + 1, "loss": loss, **metrics})
                 bar.set_postfix(loss=f"{loss:.4f}", objective=f"{metrics['objective']:.4f}")
-                state.save(step + 1, best, history)
+                saved = (step + 1, best, history)
+                workers.first(lambda saved=saved: state.save(*saved))  # type: ignore[misc]
     if best["step"] == 0:
         raise EdgerecError("dev metrics were never finite; is the dev split empty or of one grade only?")
     model.load_state_dict(torch.load(run / "best.pt", weights_only=True))
@@ -157,13 +176,25 @@ def fit(
     return {"steps": total, "best_step": int(best["step"]), "dev": dev, "history": history}
 
 
-def _backward(task: Task, epoch: int, rows: Rows, precision: str) -> tuple[dict[str, float], float]:
-    """Add the gradients of one step; its loss terms, and their sum."""
-    with autocast(precision):
-        terms = task.losses(rows, epoch)
-    loss = torch.stack(list(terms.values())).sum()
-    loss.backward()  # type: ignore[no-untyped-call]
-    return {name: term.item() for name, term in terms.items()}, loss.item()
+def _backward(model: nn.Module, task: Task, epoch: int, rows: Rows, precision: str) -> tuple[dict[str, float], float]:
+    """Add the gradients of one step; its loss terms, and their sum. Of several processes each does its share."""
+    held = [p.grad for p in model.parameters()] if workers.count() > 1 else []
+    if held:
+        model.zero_grad(set_to_none=True)  # what other processes hold already must not be added twice
+    mine = workers.share(rows, task.queries(rows))
+    part, found = len(mine) / len(rows), {}
+    if len(mine):
+        with autocast(precision):
+            terms = task.losses(mine, epoch)
+        loss = torch.stack(list(terms.values())).sum() * part
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = {name: term.item() * part for name, term in terms.items()}
+    workers.sum_gradients(model)
+    for parameter, gradient in zip(model.parameters(), held, strict=False):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    found = workers.sum_terms(found)
+    return found, sum(found.values())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import torch
 
 from edgerec.errors import BundleError
 
+from . import workers
 from .config import Recipe
 from .data import Dataset
 
@@ -27,12 +28,22 @@ def provenance(datasets: Sequence[Dataset], recipe: Recipe, inputs: Mapping[str,
     return {
         "identity": {"data": data, "inputs": dict(inputs), "recipe": recipe.to_json()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": {"arch": platform.machine(), "threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()},
+        "machine": {
+            "arch": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "cuda": torch.cuda.is_available(),
+            "processes": workers.count(),
+        },
     }
 
 
 def finish(out: Path, run: Path, info: Mapping[str, Any], write: Callable[[Path], None]) -> dict[str, Any]:
     """Write the model folder under a temporary name, sync and rename it, and remove the run folder; its TensorBoard log moves along."""
+    workers.first(lambda: _write_folder(out, run, info, write))
+    return dict(info)
+
+
+def _write_folder(out: Path, run: Path, info: Mapping[str, Any], write: Callable[[Path], None]) -> None:
     staging = out.with_name(out.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -46,7 +57,6 @@ def finish(out: Path, run: Path, info: Mapping[str, Any], write: Callable[[Path]
                 os.fsync(f.fileno())
     os.rename(staging, out)
     shutil.rmtree(run)
-    return dict(info)
 
 
 def base_identity(model: str) -> str:

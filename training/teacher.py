@@ -19,13 +19,14 @@ from edgerec.errors import InputError
 from edgerec.text import TextEncoder, TextSpec, text_spec_from_tokenizer
 from edgerec.types import Item
 
-from . import losses
+from . import losses, workers
 from .augment import Augmenter, augmenter
 from .config import LossSettings, Recipe, recipe_from_json
 from .data import Dataset, load_dataset
 from .dev import dev_metrics
 from .groups import parameter_groups
 from .loop import autocast, device, fit, open_run, seed_everything
+from .lora import count_parameters, merged, with_lora
 from .objective import JUDGED, Answers, loss_terms
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs, query_pairs
 from .provenance import base_identity, finish, provenance, read_training_json
@@ -106,10 +107,14 @@ class _TeacherTask:
 
         return loss_terms(answer, self._settings)
 
+    def queries(self, rows: Rows) -> Rows:
+        return self._train.query[rows]
+
     def evaluate(self) -> dict[str, float]:
         return dev_metrics(self._dev, self._teacher.score_pairs(self._dev, table=self._dev_table))
 
 
+@workers.joined()
 def train_teacher(
     data: Sequence[Path],
     base_model: str,
@@ -139,11 +144,14 @@ def train_teacher(
     dev = judged_pairs(datasets, "dev")
     seed_everything(recipe.seed)  # the head is new: its weights come from the seed
     model = _load_base(base_model, max(1, recipe.loss.classes))
-    judged, warm = [d.name for d in datasets], _warm_up_datasets(datasets, embedder, recipe)
+    judged, warm = [d.name for d in datasets], workers.first(lambda: _warm_up_datasets(datasets, embedder, recipe))
     train = judged_pairs([*datasets, *warm], "train")
     run = open_run(out, resume=resume)  # last, so that bad input leaves no run folder behind
-    encoder = _tokenizer(base_model, run, recipe)
+    encoder = TextEncoder(run / "tokenizer.json", workers.first(lambda: _tokenizer(base_model, run, recipe)))
     teacher = Teacher(model, encoder, precision=recipe.fit.precision)
+    if recipe.fit.lora.rank:
+        teacher.model = with_lora(teacher.model, recipe.fit.lora)
+    parameters = count_parameters(teacher.model)
     facts = provenance(datasets, recipe, {"base_model": base_identity(base_model), "embedder": base_identity(embedder)})
 
     def batches(epoch: int, only: Sequence[str]) -> list[Rows]:
@@ -162,11 +170,12 @@ def train_teacher(
     )
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        (merged(teacher.model) if recipe.fit.lora.rank else model).save_pretrained(folder)
         AutoTokenizer.from_pretrained(base_model).save_pretrained(folder)
         shutil.copy(run / "tokenizer.json", folder / "tokenizer.json")
 
-    return finish(out, run, {"kind": "teacher", "text": encoder.spec.to_json(), "recipe": recipe.to_json(), **facts, **result}, write)
+    info = {"kind": "teacher", "text": encoder.spec.to_json(), "recipe": recipe.to_json(), "parameters": parameters, **facts, **result}
+    return finish(out, run, info, write)
 
 
 def _warm_up_datasets(datasets: Sequence[Dataset], embedder: str, recipe: Recipe) -> list[Dataset]:
@@ -188,7 +197,7 @@ def _load_base(base_model: str, outputs: int) -> Any:
         raise InputError(f"--base-model {base_model}: {e}; expected a Hugging Face folder or a hub name that can be reached") from e
 
 
-def _tokenizer(base_model: str, run: Path, recipe: Recipe) -> TextEncoder:
+def _tokenizer(base_model: str, run: Path, recipe: Recipe) -> TextSpec:
     tokenizer = AutoTokenizer.from_pretrained(base_model)
     if not tokenizer.is_fast:
         raise InputError(f"--base-model {base_model}: has no tokenizer.json; edgerec needs a model with a fast tokenizer")
@@ -197,13 +206,12 @@ def _tokenizer(base_model: str, run: Path, recipe: Recipe) -> TextEncoder:
     backend.no_truncation()
     backend.save(str(run / "tokenizer.json"))
     settings = recipe.text
-    spec = text_spec_from_tokenizer(
+    return text_spec_from_tokenizer(
         run / "tokenizer.json",
         max_tokens=settings.max_tokens,
         max_query_tokens=settings.max_query_tokens,
         item_fields=settings.item_fields,
     )
-    return TextEncoder(run / "tokenizer.json", spec)
 
 
 def train_datasets(folders: Sequence[Path]) -> list[Dataset]:

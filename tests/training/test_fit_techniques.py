@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from edgerec.training import attack
 from edgerec.training import teacher as module
 from edgerec.training.attack import perturbed
 from edgerec.training.average import Average
-from edgerec.training.config import AttackSettings, AugmentSettings, FitSettings, LossSettings, Recipe
+from edgerec.training.config import AttackSettings, AugmentSettings, FitSettings, LoraSettings, LossSettings, Recipe
 from edgerec.training.groups import depth, parameter_groups
 from edgerec.training.teacher import train_teacher
 from fixtures_tiny import tiny_recipe
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
+
+from edgerec.errors import MissingExtraError
 
 FIT = tiny_recipe().fit
 TECHNIQUES = {
@@ -29,6 +32,7 @@ TECHNIQUES = {
     "r_drop": tiny_recipe(loss=LossSettings(r_drop=1.0)),
     "fgm": tiny_recipe(fit=replace(FIT, attack=AttackSettings("fgm", epsilon=1.0))),
     "awp": tiny_recipe(fit=replace(FIT, attack=AttackSettings("awp", epsilon=0.05, start=0.3))),
+    "lora": tiny_recipe(fit=replace(FIT, lora=LoraSettings(rank=4))),
     "augment": tiny_recipe(augment=AugmentSettings(typo=1.0, token_swap=0.5, token_drop=0.5)),
 }
 
@@ -169,3 +173,25 @@ def test_recipes_of_techniques_survive_json() -> None:
     for recipe in TECHNIQUES.values():
         assert isinstance(recipe, Recipe)
         assert recipe_from_json(recipe.to_json(), "json") == recipe
+
+
+def test_lora_leaves_the_base_model_and_learns_a_low_rank_correction(base: str, shop: Path, tmp_path: Path) -> None:
+    recipe = replace(TECHNIQUES["lora"], fit=replace(TECHNIQUES["lora"].fit, lora=LoraSettings(rank=2)))
+    info = train_teacher([shop], base, recipe, tmp_path / "t")
+    before, after = load_file(Path(base) / "model.safetensors"), load_file(tmp_path / "t" / "model.safetensors")
+    assert set(after) == {f"bert.{name}" for name in before} | {"classifier.weight", "classifier.bias"}  # a plain model again
+    layer = "encoder.layer.0.attention.self.query.weight"
+    change = after[f"bert.{layer}"] - before[layer]
+    assert 0 < torch.linalg.matrix_rank(change, rtol=1e-3) <= 2
+    for name in ("embeddings.word_embeddings.weight", "encoder.layer.1.output.LayerNorm.weight", layer.replace("weight", "bias")):
+        assert torch.equal(after[f"bert.{name}"], before[name])
+    width, inner, rank = 32, 64, 2
+    adapters = 2 * (4 * 2 * width + 2 * (width + inner)) * rank + 2 * width * rank  # two layers, and the pooler
+    assert info["parameters"]["trained"] == adapters + width + 1
+    assert info["parameters"]["all"] > 10 * info["parameters"]["trained"]
+
+
+def test_a_missing_peft_says_what_to_install(base: str, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtraError, match=r"edgerec\[lora\]"):
+        train_teacher([shop], base, TECHNIQUES["lora"], tmp_path / "t")

@@ -18,7 +18,7 @@ from edgerec.training.distill import distill
 from edgerec.training.export import export_student
 from edgerec.training.student import StudentScorer, student_from_encoder
 from edgerec.training.teacher import Teacher, train_teacher
-from fixtures_tiny import tiny_recipe
+from fixtures_tiny import tiny_recipe, write_shop
 
 from edgerec.errors import BundleError, EdgerecError, InputError
 
@@ -157,6 +157,15 @@ def test_the_export_computes_what_the_student_computes(teacher: Path, shop: Path
         logits = session.run(["logits"], {name: sample[name] for name in names})[0]
         np.testing.assert_allclose(logits, sample["logits"], atol=1e-4)
         assert set(np.unique(sample["grades"])) <= {1.0, 2.0, 3.0}
+
+
+def test_grades_of_several_data_sets_count_from_one_lowest_grade(student: Path, shop: Path, tmp_path: Path) -> None:
+    other = write_shop(tmp_path / "other", "other")
+    (other / "dataset.json").write_text('{"name": "other", "grades": {"min": 0, "max": 5}}')
+    info = export_student(student, tmp_path / "e", data=[shop, other])
+    assert info["grades"] == {"min": 1.0, "max": 6.0}
+    with np.load(tmp_path / "e" / "calibration.npz") as sample:
+        assert set(np.unique(sample["grades"])) == {1.0, 2.0, 3.0, 4.0}  # 1 to 3 of a lowest 0 are 2 to 4 of a lowest 1
 
 
 def test_the_last_layer_works_on_one_row_only(teacher: Path, tmp_path: Path) -> None:
