@@ -219,13 +219,12 @@ TARGET static ALWAYS_INLINE void FN(mix)(const float *p, int64_t tp, const float
     }
 }
 
-TARGET static ALWAYS_INLINE void FN(attend_rows)(const float *q, int64_t ldq, const float *keys, const float *v, int64_t ldk, int64_t t,
-                                                 int64_t tp, int64_t s, float *out, int64_t ldo, float *p, const int rows)
+/* From the scores p of `rows` query rows to their answers. */
+TARGET static ALWAYS_INLINE void FN(answer)(float *p, int64_t tp, const float *v, int64_t ldk, int64_t t, int64_t s, float *out, int64_t ldo,
+                                            const int rows)
 {
     float scale[EDR_ATTENTION_ROWS];
-    int64_t j = 0, i = 0;
-    for (; j + 2 * VW <= tp; j += 2 * VW) FN(scores)(q, ldq, keys + j, tp, s, p + j, rows, 2);
-    for (; j < tp; j += VW) FN(scores)(q, ldq, keys + j, tp, s, p + j, rows, 1);
+    int64_t i = 0;
     for (int r = 0; r < rows; r++) scale[r] = FN(softmax)(p + r * tp, t);
     for (; i + VW < s; i += 2 * VW) {
         FN(mix)(p, tp, scale, v + i, ldk, t, out + i, ldo, s - i < 2 * VW ? s - i - VW : VW, rows, 2);
@@ -233,13 +232,34 @@ TARGET static ALWAYS_INLINE void FN(attend_rows)(const float *q, int64_t ldq, co
     if (i < s) FN(mix)(p, tp, scale, v + i, ldk, t, out + i, ldo, s - i, rows, 1);
 }
 
+TARGET static ALWAYS_INLINE void FN(attend_rows)(const float *q, int64_t ldq, const float *keys, const float *v, int64_t ldk, int64_t t,
+                                                 int64_t tp, int64_t s, float *out, int64_t ldo, float *p, const int rows)
+{
+    int64_t j = 0;
+    for (; j + 2 * VW <= tp; j += 2 * VW) FN(scores)(q, ldq, keys + j, tp, s, p + j, rows, 2);
+    for (; j < tp; j += VW) FN(scores)(q, ldq, keys + j, tp, s, p + j, rows, 1);
+    FN(answer)(p, tp, v, ldk, t, s, out, ldo, rows);
+}
+
 TARGET static void FN(attend)(const float *q, int64_t ldq, int64_t m, const float *k, const float *v, int64_t ldk, int64_t t, int64_t s,
                               float *out, int64_t ldo, float *room)
 {
     const int64_t tp = EDR_ROUND16(t);
     float *p = room + s * tp;
+    if (m == 1) { /* as in the last layer: turning the keys would cost more than the scores */
+        for (int64_t j = 0; j < t; j++) p[j] = FN(dot)(q, k + j * ldk, s);
+        FN(answer)(p, tp, v, ldk, t, s, out, ldo, 1);
+        return;
+    }
     /* Keys on their side, so that a vector holds one component of many keys; the lanes past t are 0 and never read back. */
-    for (int64_t j = 0; j < t; j++) {
+    const int64_t keys = t / TURN * TURN, parts = s / TURN * TURN;
+    for (int64_t j = 0; j < keys; j += TURN) {
+        for (int64_t i = 0; i < parts; i += TURN) TURN_BLOCK(k + j * ldk + i, ldk, room + i * tp + j, tp);
+        for (int64_t i = parts; i < s; i++) {
+            for (int64_t one = j; one < j + TURN; one++) room[i * tp + one] = k[one * ldk + i];
+        }
+    }
+    for (int64_t j = keys; j < t; j++) {
         for (int64_t i = 0; i < s; i++) room[i * tp + j] = k[j * ldk + i];
     }
     for (int64_t i = 0; i < s; i++) {

@@ -8,6 +8,7 @@
  * LOADN and STOREN touch only the first n of VW lanes, 1 <= n <= VW; the other lanes load as 0.
  * PIN(v)   an empty statement that wants v in a register. After a loop over sums it keeps the compiler (GCC 12) from storing all of
  *          them at every step, for the sake of what follows; that costs up to half of the speed.
+ * TURN_BLOCK(from, ldf, to, ldt) writes the TURN x TURN floats at from on their side to `to`; ldf and ldt are row lengths.
  * FMA(a, b, c) is a * b + c: rounded once where the set has it, twice in plain C.
  */
 #undef VF
@@ -19,6 +20,8 @@
 #undef STORE
 #undef LOADN
 #undef STOREN
+#undef TURN
+#undef TURN_BLOCK
 #undef SET1
 #undef PIN
 #undef ADD
@@ -47,6 +50,8 @@
 #define STORE(p, v) (*(p) = (v))
 #define LOADN(p, n) ((void)(n), *(p))
 #define STOREN(p, n, v) ((void)(n), *(p) = (v))
+#define TURN 1
+#define TURN_BLOCK(from, ldf, to, ldt) ((void)(ldf), (void)(ldt), *(to) = *(from))
 #define SET1(x) (x)
 #define PIN(v) ((void)(v))
 #define ADD(a, b) ((a) + (b))
@@ -97,6 +102,8 @@ static inline uint8_t low_byte_scalar(float x) { return (uint8_t)(rounded_bits(x
 #define STORE(p, v) _mm256_storeu_ps(p, v)
 #define LOADN(p, n) _mm256_maskload_ps(p, lanes_avx2(n))
 #define STOREN(p, n, v) _mm256_maskstore_ps(p, lanes_avx2(n), v)
+#define TURN 8
+#define TURN_BLOCK(from, ldf, to, ldt) turn_avx2(from, ldf, to, ldt)
 #define SET1(x) _mm256_set1_ps(x)
 #define PIN(v) __asm__("" : "+x"(v))
 #define ADD(a, b) _mm256_add_ps(a, b)
@@ -130,6 +137,22 @@ REDUCE(sum_avx2, _mm_add_ps)
 REDUCE(least_avx2, _mm_min_ps)
 REDUCE(most_avx2, _mm_max_ps)
 #undef REDUCE
+/* Pairs of rows, then pairs of pairs, within 128-bit halves; the halves are exchanged as the rows are loaded. */
+TARGET static inline void turn_avx2(const float *from, int64_t ldf, float *to, int64_t ldt)
+{
+    for (int half = 0; half < 2; half++, from += 4, to += 4 * ldt) {
+        __m256 row[4];
+        for (int r = 0; r < 4; r++) {
+            row[r] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from + r * ldf)), _mm_loadu_ps(from + (r + 4) * ldf), 1);
+        }
+        const __m256 a = _mm256_unpacklo_ps(row[0], row[1]), b = _mm256_unpackhi_ps(row[0], row[1]);
+        const __m256 c = _mm256_unpacklo_ps(row[2], row[3]), d = _mm256_unpackhi_ps(row[2], row[3]);
+        _mm256_storeu_ps(to, _mm256_shuffle_ps(a, c, 0x44));
+        _mm256_storeu_ps(to + ldt, _mm256_shuffle_ps(a, c, 0xEE));
+        _mm256_storeu_ps(to + 2 * ldt, _mm256_shuffle_ps(b, d, 0x44));
+        _mm256_storeu_ps(to + 3 * ldt, _mm256_shuffle_ps(b, d, 0xEE));
+    }
+}
 TARGET static inline void store_u8_avx2(uint8_t *p, __m256 v)
 {
     const __m256i i = _mm256_cvtps_epi32(v);
@@ -154,6 +177,8 @@ TARGET static inline void store_u8_avx2(uint8_t *p, __m256 v)
 #define STORE(p, v) _mm512_storeu_ps(p, v)
 #define LOADN(p, n) _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), p)
 #define STOREN(p, n, v) _mm512_mask_storeu_ps(p, (__mmask16)((1u << (n)) - 1), v)
+#define TURN 8
+#define TURN_BLOCK(from, ldf, to, ldt) turn_avx2(from, ldf, to, ldt)
 #define SET1(x) _mm512_set1_ps(x)
 #define PIN(v) __asm__("" : "+v"(v))
 #define ADD(a, b) _mm512_add_ps(a, b)
