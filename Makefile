@@ -68,11 +68,16 @@ $(SHOP)/student-int8: | $(SETUP) core
 	$(BIN)/python examples/demo.py
 
 bench: $(RIVALS)/.edgerec $(SHOP)/student-int8  ## the benchmarks, beside their rivals, on the shop of the demo
-	$(RIVALS)/bin/python benchmarks/bench_import.py
-	set -e; for file in $(wildcard benchmarks/bench_topk.py benchmarks/bench_hash.py); do $(RIVALS)/bin/python $$file; done
-	$(BIN)/edgerec bench $(SHOP)/student-int8 --data $(SHOP)/data
-	$(RIVALS)/bin/python benchmarks/bench_catalog.py $(SHOP)/student-int8
-	$(RIVALS)/bin/python benchmarks/bench_rank.py --weights $(SHOP)/teacher --data $(SHOP)/data
+	@# A missed target fails the whole, after the rest has run.
+	@failed=0; run() { echo "$$ $$*"; "$$@" || failed=1; }; \
+	run $(RIVALS)/bin/python benchmarks/bench_import.py; \
+	run $(RIVALS)/bin/python benchmarks/bench_topk.py; \
+	run $(RIVALS)/bin/python benchmarks/bench_hash.py; \
+	run $(BIN)/edgerec bench $(SHOP)/student-int8 --data $(SHOP)/data; \
+	run $(RIVALS)/bin/python benchmarks/bench_catalog.py $(SHOP)/student-int8; \
+	run $(RIVALS)/bin/python benchmarks/bench_native.py $(SHOP)/export --rounds 40; \
+	run $(RIVALS)/bin/python benchmarks/bench_rank.py --weights $(SHOP)/teacher --data $(SHOP)/data; \
+	exit $$failed
 
 dist: $(SETUP)  ## sdist and wheel under dist/
 	$(BIN)/python -m build --no-isolation
