@@ -16,11 +16,13 @@ from . import _core
 from .bundle import read_file, read_json, read_manifest, verify_bundle
 from .catalog import Catalog
 from .engine import Engine, RaggedEngine, open_engine
+from .engine.machine import usable_cores
 from .errors import BundleError, InputError
 from .features import NO_FEATURES, FeatureEncoder, FeatureSpec, check_golden
 from .manifest import Manifest
 from .ranker_batches import Batcher, Table
 from .ranker_candidates import Candidate, Candidates, sort_out
+from .ranker_lanes import Lanes
 from .text import TextEncoder, TextSpec
 from .types import RankedList, UserProfile
 
@@ -51,13 +53,20 @@ class Ranker:
     """
 
     def __init__(
-        self, manifest: Manifest, text: TextEncoder, features: FeatureEncoder | None, engine: Engine, catalog: Catalog | None
+        self,
+        manifest: Manifest,
+        text: TextEncoder,
+        features: FeatureEncoder | None,
+        engine: Engine,
+        catalog: Catalog | None,
+        lanes: int = 1,
     ) -> None:
         self.manifest = manifest
         self.catalog = catalog
         self._text, self._features, self._engine = text, features, engine
-        self._batcher = Batcher(text.spec, features)
         self._ragged = engine if isinstance(engine, RaggedEngine) else None
+        self._lanes = Lanes(1 if self._ragged else lanes)
+        self._batcher = Batcher(text.spec, features, lanes=self._lanes.count)
 
     @classmethod
     def open(
@@ -74,7 +83,7 @@ class Ranker:
         ----------
         bundle : the folder `edgerec build-engine` wrote.
         catalog : a catalogue folder, or one already open; without it every candidate must be a whole item.
-        threads : of one engine call; None: the cores this process may use. A server that ranks many queries at once wants 1.
+        threads : that work on one request; None: the cores this process may use. A server that ranks many queries at once wants 1.
         verify : check the SHA-256 of every file of the bundle first.
 
         Raises
@@ -104,7 +113,11 @@ class Ranker:
         if opened is not None and opened.info.fields != (features.item_fields if features else ()):
             raise BundleError(f"the catalogue has columns for the fields {opened.info.fields}, not for those of {root}; build it again")
         read_file(root, manifest, "tokenizer.json")  # for its hash, also without verify: the next line parses the file
-        return cls(manifest, TextEncoder(root / "tokenizer.json", text_spec), features, open_engine(root, threads=threads), opened)
+        encoder = TextEncoder(root / "tokenizer.json", text_spec)
+        if manifest.backend != "ort":
+            return cls(manifest, encoder, features, open_engine(root, threads=threads), opened)
+        # Several batches at once on one thread each: ONNX Runtime's own threads wait for each other at every operator.
+        return cls(manifest, encoder, features, open_engine(root, threads=1), opened, lanes=threads or usable_cores())
 
     def rank(
         self,
@@ -176,8 +189,9 @@ class Ranker:
         return scores
 
     def close(self) -> None:
-        """Release the engine; ranking afterwards raises EngineError."""
+        """Release the engine and its threads; ranking afterwards raises EngineError."""
         self._engine.close()
+        self._lanes.close()
 
     def __enter__(self) -> Ranker:
         return self
@@ -199,9 +213,9 @@ class Ranker:
         for table in self._tables(found):
             for wave in batches(query_tokens, query_features, table):
                 clock.lap("encode")
-                scored = [(positions, run(batch)) for positions, batch in wave]
+                logits = self._lanes.map(run, [batch for _, batch in wave])
                 clock.lap("score")
-                yield from scored
+                yield from zip((positions for positions, _ in wave), logits, strict=True)
                 clock.lap("select")
 
     def _tables(self, found: Candidates) -> Iterator[Table]:

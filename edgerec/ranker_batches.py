@@ -51,10 +51,11 @@ class Batcher:
     ----------
     text : the layout of a row.
     features : None for a model without features.
+    lanes : batches that the engine runs at once; each gets about as many of them.
     """
 
-    def __init__(self, text: TextSpec, features: FeatureEncoder | None) -> None:
-        self._text, self._features = text, features
+    def __init__(self, text: TextSpec, features: FeatureEncoder | None, *, lanes: int = 1) -> None:
+        self._text, self._features, self._lanes = text, features, lanes
         self._frame = _core.PairFrame(
             *(np.array(ids, np.int32) for ids in (text.prefix, text.middle, text.suffix)),
             pad_id=text.pad_id,
@@ -80,11 +81,12 @@ class Batcher:
             rows = table.rows[order]
             positions = order if table.positions is None else table.positions[order]
             ids, weights = self._feature_rows(query_features, table.features, rows)
+            most = -(-len(rows) // (self._lanes * -(-len(rows) // (self._lanes * BATCH_ROWS)))) if len(rows) else 1
             end = tokens = 0
             wave: list[tuple[NDArray[np.int64], Batch]] = []
             while end < len(rows):
                 begin, width = end, max(1, fixed + int(lengths[end]))  # no engine takes rows of width 0
-                end = min(begin + max(1, min(BATCH_ROWS, BATCH_TOKENS // width)), len(rows))
+                end = min(begin + max(1, min(most, BATCH_TOKENS // width)), len(rows))
                 packed = self._frame.pack(query_tokens, table.tokens, table.offsets, rows[begin:end], width)
                 wave.append((positions[begin:end], Batch(*packed, feature_ids=ids[begin:end], feature_weights=weights[begin:end])))
                 tokens += (end - begin) * width
