@@ -9,7 +9,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 A = TypeVar("A")
@@ -31,8 +31,8 @@ class Lanes:
 
     def map(self, run: Callable[[A], B], batches: Sequence[A]) -> list[B]:
         """``[run(b) for b in batches]``, on the caller and on whichever threads are free. The first exception is raised once all rest."""
-        pool = self._threads() if self.count > 1 and len(batches) > 1 else None
-        if pool is None:
+        helpers = min(self.count, len(batches)) - 1
+        if helpers < 1:
             return [run(batch) for batch in batches]
         results: dict[int, B] = {}
         places = itertools.count()  # taking the next number is one step, whoever does it
@@ -43,7 +43,7 @@ class Lanes:
                     return
                 results[place] = run(batches[place])
 
-        futures = [pool.submit(work) for _ in range(min(self.count, len(batches)) - 1)]
+        futures = self._start(work, helpers)
         try:
             work()
         finally:
@@ -61,10 +61,11 @@ class Lanes:
         if pool is not None and self._pid == os.getpid():
             pool.shutdown(wait=False)
 
-    def _threads(self) -> ThreadPoolExecutor | None:
+    def _start(self, work: Callable[[], None], times: int) -> list[Future[None]]:
+        """Hand the work to threads; none once closed. Under the lock, so that `close` cannot end the pool in between."""
         if self._pid != os.getpid():  # a forked child has none of its parent's threads, and may have found the lock taken
             self._pid, self._pool, self._lock = os.getpid(), None, threading.Lock()
         with self._lock:
             if self._pool is None and not self._closed:
                 self._pool = ThreadPoolExecutor(self.count - 1, "edgerec-lane")
-            return self._pool
+            return [self._pool.submit(work) for _ in range(times)] if self._pool is not None else []

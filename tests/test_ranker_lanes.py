@@ -78,6 +78,15 @@ def test_closed_lanes_work_on_the_caller() -> None:
     assert set(lanes.map(lambda _: threading.get_ident(), range(4))) == {threading.get_ident()}
 
 
+def test_closing_while_others_call_fails_nobody() -> None:
+    for _ in range(30):
+        lanes = Lanes(3)
+        with ThreadPoolExecutor(5) as callers:
+            answers = [callers.submit(lanes.map, abs, range(-6, 0)) for _ in range(20)]
+            lanes.close()
+        assert [answer.result() for answer in answers] == [[6, 5, 4, 3, 2, 1]] * 20
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_has_lanes_of_its_own() -> None:

@@ -62,14 +62,19 @@ def pack_linear(weight: Floats) -> Floats:
     return np.ascontiguousarray(full.reshape(panels, PANEL, -1).transpose(0, 2, 1))
 
 
+def quantised(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Float32 [N, K] as int8 in -127 .. 127 and a scale for each row, float32 [N]."""
+    peak = np.abs(rows).max(axis=1)
+    scale = np.where(peak > 1e-30, peak / np.float32(127), np.float32(1)).astype(np.float32)
+    return np.rint(rows / scale[:, None]).astype(np.int8), scale
+
+
 def pack_int8(weight: Floats) -> tuple[NDArray[np.int8], Floats, Floats]:
     """Float32 [N, K] as int8 [N / 32, K / 4, 32, 4], the scale of each output [N], and scale times the sum of its weights [N].
 
     Symmetric: ``weight[n] = scale[n] * q[n]`` with q in -127 .. 127.
     """
-    peak = np.abs(weight).max(axis=1)
-    scale = np.where(peak > 1e-30, peak / np.float32(127), np.float32(1)).astype(np.float32)
-    rounded = np.rint(weight / scale[:, None]).astype(np.int8)
+    rounded, scale = quantised(weight)
     sums = (rounded.sum(axis=1, dtype=np.float64) * scale).astype(np.float32)
     packed = rounded.reshape(-1, PANEL, weight.shape[1] // 4, 4).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(packed), scale, sums
@@ -149,9 +154,7 @@ class _Packer:
     def _embeddings(self, positions: int, types: int) -> None:
         word = self._take("tower.word_embeddings.weight", self._export.limits.vocab, self._hidden)
         if self._int8:
-            peak = np.abs(word).max(axis=1)
-            scale = np.where(peak > 1e-30, peak / np.float32(127), np.float32(1)).astype(np.float32)
-            self._out["word"], self._out["word.scale"] = np.rint(word / scale[:, None]).astype(np.int8), scale
+            self._out["word"], self._out["word.scale"] = quantised(word)
         else:
             self._out["word"] = word
         self._out["position"] = self._take("tower.position_embeddings.weight", positions, self._hidden)
