@@ -24,7 +24,7 @@ from .config import Recipe
 from .data import Dataset
 from .dev import dev_metrics
 from .groups import parameter_groups
-from .loop import Task, fit, open_run, seed_everything
+from .loop import Task, fit, open_run, seed_everything, set_dropout
 from .objective import TAUGHT, Answers, loss_terms
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs
 from .provenance import finish, provenance, read_training_json
@@ -136,6 +136,7 @@ def fit_student(
     scorer: StudentScorer, train: Pairs, task: Task, recipe: Recipe, *, run: Path, facts: Mapping[str, Any], progress: bool
 ) -> dict[str, Any]:
     """Train a student in place; see `edgerec.training.loop.fit`."""
+    set_dropout(scorer.student, recipe.fit.dropout)
     return fit(
         scorer.student,
         parameter_groups(scorer.student, recipe.fit),

@@ -62,6 +62,13 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
+def set_dropout(model: nn.Module, chance: float) -> None:
+    """Give all dropout of a model one probability."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = chance
+
+
 def run_folder(out: Path) -> Path:
     """Where an unfinished run keeps its checkpoint: ``OUT.run`` beside ``OUT``."""
     return out.with_name(out.name + ".run")

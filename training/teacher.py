@@ -25,7 +25,7 @@ from .config import LossSettings, Recipe, recipe_from_json
 from .data import Dataset, load_dataset
 from .dev import dev_metrics
 from .groups import parameter_groups
-from .loop import autocast, device, fit, open_run, seed_everything
+from .loop import autocast, device, fit, open_run, seed_everything, set_dropout
 from .lora import count_parameters, merged, with_lora
 from .objective import JUDGED, Answers, loss_terms
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs, query_pairs
@@ -144,6 +144,7 @@ def train_teacher(
     dev = judged_pairs(datasets, "dev")
     seed_everything(recipe.seed)  # the head is new: its weights come from the seed
     model = _load_base(base_model, max(1, recipe.loss.classes))
+    set_dropout(model, recipe.fit.dropout)
     judged, warm = [d.name for d in datasets], workers.first(lambda: _warm_up_datasets(datasets, embedder, recipe))
     train = judged_pairs([*datasets, *warm], "train")
     run = open_run(out, resume=resume)  # last, so that bad input leaves no run folder behind

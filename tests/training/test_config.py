@@ -29,6 +29,8 @@ def test_a_shipped_recipe_loads_by_name_and_survives_json(name: str) -> None:
         ("name = 'x'\n[fit]\nepochs = 0", "epochs"),
         ("name = 'x'\n[fit.lora]\nrank = 2\n[fit.attack]\nkind = 'fgm'", "freezes"),
         ("name = 'x'\n[fit.lora]\nrank = -1", "fit.lora"),
+        ("name = 'x'\n[fit]\ndropout = 1", "dropout"),
+        ("name = 'x'\n[fit]\ndropout = 0\n[loss]\nr_drop = 1", "r_drop"),
         ("name = 'x'\n[fit]\nlearning_rate = -1", "learning"),
         ("name = 'x'\n[fit]\nprecision = 'fp8'", "precision"),
         ("name = 'x'\n[fit]\npasses = { shop = 'two' }", "passes.shop"),

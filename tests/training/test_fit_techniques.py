@@ -29,6 +29,7 @@ TECHNIQUES = {
     "pairwise": tiny_recipe(loss=LossSettings(bce=0.0, pairwise=1.0, pairwise_by_margin=True)),
     "layer_decay": tiny_recipe(fit=replace(FIT, layer_decay=0.5)),
     "ema": tiny_recipe(fit=replace(FIT, ema=0.9)),
+    "dropout": tiny_recipe(fit=replace(FIT, dropout=0.0)),
     "r_drop": tiny_recipe(loss=LossSettings(r_drop=1.0)),
     "fgm": tiny_recipe(fit=replace(FIT, attack=AttackSettings("fgm", epsilon=1.0))),
     "awp": tiny_recipe(fit=replace(FIT, attack=AttackSettings("awp", epsilon=0.05, start=0.3))),
