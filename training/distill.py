@@ -27,7 +27,7 @@ from .groups import parameter_groups
 from .loop import Task, fit, open_run, seed_everything, set_dropout
 from .objective import TAUGHT, Answers, loss_terms
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs
-from .provenance import finish, provenance, read_training_json
+from .provenance import finish, provenance, read_training_json, weights_sha256
 from .student import StudentScorer, student_from_encoder
 from .targets import Scores, ensemble_targets
 from .teacher import train_datasets
@@ -107,7 +107,10 @@ def distill(
     )
     seed_everything(recipe.seed)
     scorer = _new_student(folders[0], infos[0], recipe, run)
-    facts = provenance(datasets, recipe, {"teachers": [{k: m.get(k) for k in ("kind", "sha256", "embedder", "scores")} for m in members]})
+    made_of: dict[str, Any] = {"teachers": [{k: m.get(k) for k in ("kind", "sha256", "embedder", "scores")} for m in members]}
+    if recipe.student.init != "teacher":
+        made_of["init"] = weights_sha256(Path(recipe.student.init))
+    facts = provenance(datasets, recipe, made_of)
     task = DistillTask(scorer, train, targets, dev, recipe)
     result = fit_student(scorer, train, task, recipe, run=run, facts=facts, progress=progress)
     return finish_student(out, run, scorer, {**student_info(scorer, datasets, train, recipe), "teachers": members, **facts, **result})
@@ -175,16 +178,22 @@ def finish_student(out: Path, run: Path, scorer: StudentScorer, info: Mapping[st
 
 def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, run: Path) -> StudentScorer:
     s = recipe.student
-    source = teacher if s.init == "teacher" else Path(s.init)
+    source, tokenizer = teacher if s.init == "teacher" else Path(s.init), run / "tokenizer.json"
+    if (source / "student.safetensors").exists():
+        made = StudentScorer.load(source)
+        if s.layers or s.features != (made.features is not None):
+            raise InputError(
+                f"student.init = {s.init!r} is a student and learns on as it is: no student.layers, and student.features as there"
+            )
+        workers.first(lambda: shutil.copy(source / "tokenizer.json", tokenizer))
+        return made
     sizes = {"buckets": s.buckets, "feature_dim": s.feature_dim, "feature_hidden": s.feature_hidden} if s.features else {}
     student = student_from_encoder(source, layers=s.layers, **sizes)
     features = FeatureEncoder(default_spec(buckets=s.buckets, slots=s.slots)) if s.features else None
-    workers.first(lambda: shutil.copy(source / "tokenizer.json", run / "tokenizer.json"))
+    workers.first(lambda: shutil.copy(source / "tokenizer.json", tokenizer))
     if s.init == "teacher":
         spec = TextSpec.from_json(teacher_info["text"])
     else:
         t = recipe.text
-        spec = text_spec_from_tokenizer(
-            run / "tokenizer.json", max_tokens=t.max_tokens, max_query_tokens=t.max_query_tokens, item_fields=t.item_fields
-        )
-    return StudentScorer(student, TextEncoder(run / "tokenizer.json", spec), features)
+        spec = text_spec_from_tokenizer(tokenizer, max_tokens=t.max_tokens, max_query_tokens=t.max_query_tokens, item_fields=t.item_fields)
+    return StudentScorer(student, TextEncoder(tokenizer, spec), features)

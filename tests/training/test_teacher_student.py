@@ -181,6 +181,19 @@ def test_the_last_layer_works_on_one_row_only(teacher: Path, tmp_path: Path) -> 
     assert gelu_rows == [0, 1]  # 0 is the dynamic length: the first layer computes every row, the last only [CLS]
 
 
+def test_a_student_learns_on_from_a_student(teacher: Path, student: Path, shop: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(loss=DISTILL)
+    further = replace(
+        recipe, student=StudentSettings(init=str(student)), fit=replace(recipe.fit, learning_rate=1e-12, feature_learning_rate=1e-12)
+    )
+    distill(teacher, [shop], further, tmp_path / "s")
+    assert all(torch.allclose(one, weights(student)[name], atol=1e-9) for name, one in weights(tmp_path / "s").items())
+    for refused in (StudentSettings(init=str(student), layers=(0,)), StudentSettings(init=str(student), features=False)):
+        with pytest.raises(InputError, match="learns on as it is"):
+            distill(teacher, [shop], replace(further, student=refused), tmp_path / "t")
+        shutil.rmtree(tmp_path / "t.run")
+
+
 @pytest.mark.parametrize(
     "settings", [StudentSettings(layers=(7,)), StudentSettings(init="nowhere")], ids=["layers that do not exist", "no such encoder"]
 )
