@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,10 @@ import numpy as np
 from edgerec.training.config import Recipe, load_recipe, recipe_from_json
 from edgerec.training.data import Dataset, load_dataset
 from edgerec.training.first_stage import Bm25
-from edgerec.training.folds import write_folds
-from edgerec.training.judged import judged_lists, relevant_from
-from edgerec.training.scorers import score_lists
 from edgerec.training.teacher import Teacher, train_teacher
-from numpy.typing import NDArray
+from held_out import Outcome, judge, open_folds, row
 
 from edgerec.machine import describe_machine, utc_now
-from edgerec.metrics import auc, bootstrap_interval, gain, ndcg
 
 RESULT = Path(__file__).parent / "results" / "techniques.json"
 PLAIN = "plain"
@@ -47,15 +42,6 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One ranker over all folds: nDCG@10 of every query (float64 [Q], NaN where undefined), AUC of every fold, seconds of a training."""
-
-    ndcg: NDArray[np.float64]
-    auc: NDArray[np.float64]
-    seconds: float
-
-
 def main() -> None:
     """Train what is missing, print the table, write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,18 +55,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     machine = describe_machine()
-    folder = options.work / f"folds-{options.folds}-{options.seed}"
-    if not folder.exists():
-        write_folds(options.data, folder, count=options.folds, seed=options.seed)
-    folds = [folder / str(i) for i in range(options.folds)]
+    folds = open_folds(options.data, options.work, options.folds, options.seed)
     base = load_recipe(options.recipe)
-    found = {"BM25": baseline(folds)}
+    found = {"BM25": (judge(folds, [Bm25(load_dataset(fold)) for fold in folds]), 0.0)}
     if (Path(options.base_model) / "training.json").exists():
-        found["as it came"] = judged(folds, [Path(options.base_model)] * len(folds), 0.0)
+        found["as it came"] = (judge(folds, [Teacher.load(Path(options.base_model))] * len(folds)), 0.0)
     for name in [PLAIN, *(n for n in TECHNIQUES if n != PLAIN and n in (options.only or TECHNIQUES))]:
         recipe = changed(base, name, options.seed)
         models, seconds = zip(*(trained(fold, options, recipe, name) for fold in folds), strict=True)
-        found[name] = judged(folds, list(models), float(np.mean(seconds)))
+        found[name] = (judge(folds, [Teacher.load(model) for model in models]), float(np.mean(seconds)))
         print(table(found), flush=True)
     write(options, found, machine, load_dataset(options.data))
 
@@ -107,56 +90,26 @@ def trained(fold: Path, options: argparse.Namespace, recipe: Recipe, name: str) 
     return out, float(clock.read_text())
 
 
-def judged(folds: list[Path], models: list[Path], seconds: float) -> Outcome:
-    """Every query by the model of its fold."""
-    return over(folds, [Teacher.load(model) for model in models], seconds)
+def rows(found: dict[str, tuple[Outcome, float]]) -> list[dict[str, Any]]:
+    """The report's rows, beside the plain recipe."""
+    plain = found[PLAIN][0] if PLAIN in found else None
+    return [row(name, outcome, plain) | {"seconds": seconds} for name, (outcome, seconds) in found.items()]
 
 
-def baseline(folds: list[Path]) -> Outcome:
-    """BM25 has no folds; its queries come in the same order."""
-    return over(folds, [Bm25(load_dataset(fold)) for fold in folds], 0.0)
-
-
-def over(folds: list[Path], scorers: list[Any], seconds: float) -> Outcome:
-    """nDCG by query and AUC by fold."""
-    quality: list[float] = []
-    areas: list[float] = []
-    for fold, scorer in zip(folds, scorers, strict=True):
-        dataset = load_dataset(fold)
-        lists = judged_lists(dataset, "dev", min_judged=2)
-        scores = score_lists(scorer, lists)
-        quality += [ndcg(gain(one.grades, dataset.grade_min), s, 10) for one, s in zip(lists, scores, strict=True)]
-        areas.append(auc(np.concatenate([one.grades for one in lists]) >= relevant_from(dataset), np.concatenate(scores)))
-    return Outcome(np.array(quality), np.array(areas), seconds)
-
-
-def rows(found: dict[str, Outcome]) -> list[dict[str, Any]]:
-    """The report's rows: means, and the paired difference to the plain recipe with its 95 % interval."""
-    out = []
-    for name, one in found.items():
-        row: dict[str, Any] = {"name": name, "ndcg": float(np.nanmean(one.ndcg)), "auc": float(one.auc.mean()), "seconds": one.seconds}
-        if name != PLAIN and PLAIN in found:
-            change = one.ndcg - found[PLAIN].ndcg
-            row["ndcg_difference"] = [float(np.nanmean(change)), *map(float, bootstrap_interval(change, seed=0, samples=2000))]
-            row["auc_difference"] = float((one.auc - found[PLAIN].auc).mean())
-        out.append(row)
-    return out
-
-
-def table(found: dict[str, Outcome]) -> str:
+def table(found: dict[str, tuple[Outcome, float]]) -> str:
     """Markdown."""
     lines = ["| | nDCG@10 | difference | AUC | difference | s / fold |", "|---|---:|---:|---:|---:|---:|"]
-    for row in rows(found):
+    for one in rows(found):
         difference = "–"
-        if "ndcg_difference" in row:
-            value, low, high = row["ndcg_difference"]
+        if "ndcg_difference" in one:
+            value, low, high = one["ndcg_difference"]
             difference = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
-        area = f"{row['auc_difference']:+.3f}" if "auc_difference" in row else "–"
-        lines.append(f"| {row['name']} | {row['ndcg']:.3f} | {difference} | {row['auc']:.3f} | {area} | {row['seconds']:.0f} |")
+        area = f"{one['auc_difference']:+.3f}" if "auc_difference" in one else "–"
+        lines.append(f"| {one['name']} | {one['ndcg']:.3f} | {difference} | {one['auc']:.3f} | {area} | {one['seconds']:.0f} |")
     return "\n".join(lines) + "\n"
 
 
-def write(options: argparse.Namespace, found: dict[str, Outcome], machine: dict[str, Any], dataset: Dataset) -> None:
+def write(options: argparse.Namespace, found: dict[str, tuple[Outcome, float]], machine: dict[str, Any], dataset: Dataset) -> None:
     """The report as JSON."""
     report = {
         "format": "edgerec-bench-techniques",
@@ -165,7 +118,7 @@ def write(options: argparse.Namespace, found: dict[str, Outcome], machine: dict[
         "data_sha256": dataset.sha256,
         "folds": options.folds,
         "seed": options.seed,
-        "queries": len(found["BM25"].ndcg),
+        "queries": len(found["BM25"][0].ndcg),
         "recipe": load_recipe(options.recipe).to_json(),
         "techniques": TECHNIQUES,
         "rows": rows(found),

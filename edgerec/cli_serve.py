@@ -25,6 +25,13 @@ threads = click.option("--threads", type=click.IntRange(min=1), help="Engine thr
     "--backend", default="ort", show_default=True, type=click.Choice(["ort", "native", "reference"]), help="What will run the model."
 )
 @click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "int8"]), help="Arithmetic of the engine.")
+@click.option(
+    "--activations",
+    default="token",
+    show_default=True,
+    type=click.Choice(["token", "batch", "static"]),
+    help="For int8 on ort: what has a range of its own, at run time or (static) calibrated.",
+)
 @click.option("--ndcg-drop", type=float, help="Gate: how much nDCG@10 may be lost.  [default: the model's recipe, or the builder's]")
 @click.option("--tau", type=float, help="Gate: the least Kendall tau.")
 @click.option("--nan-count", type=int, help="Gate: how many logits may be NaN.")
@@ -34,6 +41,7 @@ def build_engine(
     bundle: Path,
     backend: str,
     precision: str,
+    activations: str,
     ndcg_drop: float | None,
     tau: float | None,
     nan_count: int | None,
@@ -53,7 +61,7 @@ def build_engine(
 
         given = {"ndcg_drop": ndcg_drop, "tau": tau, "nan_count": nan_count}
         gate = {name: bound for name, bound in given.items() if bound is not None}
-        report = run(export, bundle, backend=backend, precision=precision, gate=gate)
+        report = run(export, bundle, backend=backend, precision=precision, activations=activations, gate=gate)
     show(report.to_json(), as_json=as_json)
 
 

@@ -21,6 +21,7 @@ from edgerec.features import add_golden
 from edgerec.types import Item, UserProfile
 
 from .config import recipe_from_json
+from .half import HALVES, halved
 from .pairs import Pairs, TokenTable, judged_pairs
 from .provenance import read_training_json
 from .student import StudentScorer, student_from_encoder
@@ -28,6 +29,8 @@ from .teacher import Teacher, train_datasets
 
 OPSET = 20
 TOLERANCE = 1e-3
+HALF_TOLERANCE = {"fp16": 0.01, "bf16": 0.05}
+"""How far a half-precision graph may be from torch in the same precision: other orders of summing round differently."""
 SIZES = ("layers", "hidden", "heads", "intermediate", "vocab", "layer_heads", "layer_intermediate")
 """Of the student, in model.json; the last two only of a pruned one."""
 CALIBRATION_QUERIES = 64
@@ -41,13 +44,14 @@ GOLDEN: tuple[tuple[str, Item, UserProfile | None], ...] = (
 """Feature vectors of these invented examples travel with the model and are recomputed whenever it is opened."""
 
 
-def export_student(student: Path, export: Path, *, data: Sequence[Path] = ()) -> dict[str, Any]:
+def export_student(student: Path, export: Path, *, data: Sequence[Path] = (), half: Sequence[str] = ()) -> dict[str, Any]:
     """Write ``student.onnx`` (fp32), weights, tokenizer, ``model.json`` and, from the dev split of ``data``, a calibration sample.
 
     Parameters
     ----------
     student : folder of `edgerec distill`; or of `edgerec train` (a BERT-type teacher is exported as the student of the same weights).
     data : folders whose dev split gives the calibration sample; `edgerec build-engine` needs one to judge what it builds.
+    half : also write ``student.fp16.onnx`` or ``student.bf16.onnx``, for GPUs; see `edgerec.training.half`.
 
     Returns
     -------
@@ -55,9 +59,11 @@ def export_student(student: Path, export: Path, *, data: Sequence[Path] = ()) ->
 
     Raises
     ------
-    BundleError : no student folder. InputError : ``export`` exists. EdgerecError : the graph differs from torch by more than 1e-3.
+    BundleError : no student folder. InputError : ``export`` exists. EdgerecError : a graph differs from torch, fp32 by more than 1e-3.
     """
     student, export = Path(student), Path(export)
+    if unknown := sorted(set(half) - set(HALVES)):
+        raise InputError(f"half is {unknown}; expected any of {', '.join(HALVES)}")
     if export.exists():
         raise InputError(f"{export} exists already; choose another folder or delete it")
     scorer, info = _open(student)
@@ -65,7 +71,7 @@ def export_student(student: Path, export: Path, *, data: Sequence[Path] = ()) ->
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        model_json = _write(scorer, info, student, staging, data, export.name)
+        model_json = _write(scorer, info, student, staging, data, half)
         for path in staging.iterdir():
             with open(path, "rb") as f:
                 os.fsync(f.fileno())
@@ -85,9 +91,11 @@ def _open(folder: Path) -> tuple[StudentScorer, dict[str, Any]]:
     return StudentScorer(student_from_encoder(folder), Teacher.load(folder).encoder, None), {**info, "features": None}
 
 
-def _write(scorer: StudentScorer, info: dict[str, Any], student: Path, out: Path, data: Sequence[Path], name: str) -> dict[str, Any]:
-    model = scorer.student.eval().cpu()
-    _export_onnx(model, out / "student.onnx", slots=scorer.features.spec.slots if scorer.features else 0)
+def _write(
+    scorer: StudentScorer, info: dict[str, Any], student: Path, out: Path, data: Sequence[Path], half: Sequence[str]
+) -> dict[str, Any]:
+    model, slots = scorer.student.eval().cpu(), scorer.features.spec.slots if scorer.features else 0
+    _export_onnx(model, out / "student.onnx", slots=slots)
     if (student / "student.safetensors").exists():
         shutil.copy(student / "student.safetensors", out / "student.safetensors")
     else:
@@ -96,6 +104,10 @@ def _write(scorer: StudentScorer, info: dict[str, Any], student: Path, out: Path
     check = _check(scorer, out / "student.onnx")
     if check["max_abs_diff"] > TOLERANCE:
         raise EdgerecError(f"the exported graph differs from torch by {check['max_abs_diff']:.2e}, above {TOLERANCE}; nothing was written")
+    halves: dict[str, Any] = {}
+    for precision in half:
+        _export_onnx(halved(model, precision), out / f"student.{precision}.onnx", slots=slots)
+        halves[precision] = _check_half(scorer, out / f"student.{precision}.onnx", precision)
     shape = model.shape
     spec = scorer.features.spec if scorer.features else None
     model_json = {
@@ -108,7 +120,7 @@ def _write(scorer: StudentScorer, info: dict[str, Any], student: Path, out: Path
         "grades": info.get("grades"),
         "training": {k: info[k] for k in ("identity", "versions", "machine", "best_step", "steps")},
         "dev_metrics": info["dev"],
-        "export_check": check,
+        "export_check": check | ({"half": halves} if halves else {}),
         "gate": recipe_from_json(info["recipe"], str(student)).gate.to_json(),
     }
     if data:
@@ -162,6 +174,25 @@ def _check(scorer: StudentScorer, path: Path) -> dict[str, Any]:
             expected = scorer.student(*(torch.from_numpy(v) for v in feeds.values())).numpy()
         worst = max(worst, float(np.abs(session.run(["logits"], feeds)[0] - expected).max()))
     return {"max_abs_diff": worst, "shapes": [list(s) for s in SHAPES]}
+
+
+def _check_half(scorer: StudentScorer, path: Path, precision: str) -> dict[str, float]:
+    """Largest difference of the half-precision graph to torch in that precision, and of torch in that precision to fp32.
+
+    Runs in ONNX's own evaluator: ONNX Runtime has no bf16 products on a CPU. Raises EdgerecError when the graph is another model.
+    """
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = _random_feeds(scorer, np.random.default_rng(0), *SHAPES[1])
+    given = [torch.from_numpy(v) for v in feeds.values()]
+    with torch.no_grad():
+        whole, expected = scorer.student(*given).numpy(), halved(scorer.student, precision)(*given).numpy()
+    (found,) = ReferenceEvaluator(str(path)).run(["logits"], feeds)
+    check = {"max_abs_diff": float(np.abs(found - expected).max()), "from_fp32": float(np.abs(expected - whole).max())}
+    if not check["max_abs_diff"] <= HALF_TOLERANCE[precision]:
+        worst, bound = check["max_abs_diff"], HALF_TOLERANCE[precision]
+        raise EdgerecError(f"the {precision} graph differs from torch by {worst:.2e}, above {bound}; nothing was written")
+    return check
 
 
 def _random_feeds(scorer: StudentScorer, rng: np.random.Generator, rows: int, length: int) -> dict[str, NDArray[Any]]:

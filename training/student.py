@@ -90,7 +90,7 @@ class Layer(nn.Module):
         rows = x[:, :1] if first_row_only else x
         q, k, v = self._split(self.query(rows)), self._split(self.key(x)), self._split(self.value(x))
         weights = F.softmax(q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5) + mask, dim=-1)
-        mixed = (self.dropout(weights) @ v).transpose(1, 2).flatten(2)
+        mixed = (self.dropout(weights).to(v.dtype) @ v).transpose(1, 2).flatten(2)
         rows = self.attention_norm(rows + self.dropout(self.attention_output(mixed)))
         return self.output_norm(rows + self.dropout(self.output(F.gelu(self.intermediate(rows)))))  # type: ignore[no-any-return]
 

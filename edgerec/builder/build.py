@@ -17,6 +17,7 @@ from ..bundle import check_target
 from ..engine import open_engine
 from ..engine.machine import cpu_flags, int8_saturates
 from ..errors import BuildError, BundleError, EngineError
+from .calibrate import calibrate
 from .compile import compile_graph
 from .contract import Export, read_export
 from .native import native_engine
@@ -86,7 +87,7 @@ def build_engine(
     backend : ``ort`` (ONNX Runtime), ``native`` (the C engine: BERT-type students, int8 by token) or ``reference`` (numpy, the oracle).
     precision : ``fp32``; for ``ort`` and ``native`` also ``int8``.
     activations : for int8 on ``ort``, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is
-        closer to fp32) or ``batch`` (faster); see `edgerec.builder.quantize.quantize_int8`.
+        closer to fp32), ``batch`` (faster), ``static`` (ranges from the calibration sample); see `edgerec.builder.quantize.quantize_int8`.
     tolerances : the parity gates; by default `Tolerances` with the bounds that the model's recipe sets (``model.json: gate``).
     gate : bounds that go before those: ``ndcg_drop``, ``tau``, ``nan_count``.
 
@@ -147,7 +148,8 @@ def _engine(export: Export, backend: str, precision: str, clock: _Clock, *, redu
     graph = export.graph
     if precision == "int8":
         with clock.step("quantize"):
-            graph = quantize_int8(graph, reduce_range=reduce_range, activations=activations)
+            ranges = calibrate(graph, export.calibration.batch) if activations == "static" else None
+            graph = quantize_int8(graph, reduce_range=reduce_range, activations=activations, ranges=ranges)
     with clock.step("compile"):
         return compile_graph(graph)
 

@@ -1,13 +1,15 @@
-"""Step 2, quantise: int8 weights; activations become 8-bit at run time.
+"""Step 2, quantise: int8 weights; activations become 8-bit at run time, in ranges found then or calibrated now.
 
 Written out here because ``onnxruntime.quantization`` logs through the root logger (and so configures logging for the host), infers
 shapes, which makes ONNX Runtime fuse a slower LayerNorm, and quantises embeddings with one scale for the whole table.
 
-Source: Jacob et al., Quantization and training of neural networks for efficient integer-arithmetic-only inference, CVPR 2018; the operators
-are those of the ONNX specification, opset 20.
+Source: Jacob et al., Quantization and training of neural networks for efficient integer-arithmetic-only inference, CVPR 2018; Xiao et al.,
+SmoothQuant, arXiv 2211.10438, for calibrated ranges; the operators are those of the ONNX specification, opset 20.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -23,10 +25,18 @@ _MIN_WEIGHTS = 1024
 _MIN_ROWS = 1024
 
 
-ACTIVATIONS = ("batch", "token")
+ACTIVATIONS = ("batch", "token", "static")
+Ranges = Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
-def quantize_int8(graph: bytes, *, reduce_range: bool, activations: str = "token") -> bytes:
+def product_inputs(graph: bytes) -> list[str]:
+    """Names of the values that `quantize_int8` would make 8-bit, in the graph's order."""
+    model = onnx.load_model_from_string(graph)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    return list(dict.fromkeys(node.input[0] for node in model.graph.node if _is_product(node, _weight(node, weights))))
+
+
+def quantize_int8(graph: bytes, *, reduce_range: bool, activations: str = "token", ranges: Ranges | None = None) -> bytes:
     """Quantise an fp32 model: products with constant weights, and large embedding tables.
 
     A weight matrix [in, out] gets one scale a column, an embedding table [V, H] one a row, both symmetric. Products after the [CLS] row
@@ -38,6 +48,9 @@ def quantize_int8(graph: bytes, *, reduce_range: bool, activations: str = "token
     activations : how the input of a product is scaled at run time. ``batch``: one scale and zero point for all tokens of the batch; fast,
         but a row's logit depends a little on its company, and one token with a large value costs all others precision. ``token``: the
         values of each token are first moved to 0 .. 1; a logit then depends on its own row alone, and is several times closer to fp32.
+        ``static``: calibrated beforehand, so that nothing is searched at run time; a logit depends on its own row alone.
+    ranges : for ``static``: for the input of every product the least and the largest value of each of its channels, float32 [in] each;
+        see `edgerec.builder.calibrate`. Channels are brought to one scale by multipliers that move into the weights.
     reduce_range : use 7 bits in products, for a CPU whose 8-bit ones saturate; see `edgerec.engine.machine.int8_saturates`.
 
     Raises
@@ -46,15 +59,14 @@ def quantize_int8(graph: bytes, *, reduce_range: bool, activations: str = "token
     """
     model = onnx.load_model_from_string(graph)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    rewriter = _Rewriter(63 if reduce_range else 127, by_token=activations == "token")
+    if activations == "static" and ranges is None:
+        raise BuildError("static activations need ranges; calibrate the graph first")
+    rewriter = _Rewriter(63 if reduce_range else 127, by_token=activations == "token", ranges=ranges if activations == "static" else None)
     for node in model.graph.node:
-        place = {"MatMul": 1, "Gather": 0}.get(node.op_type)
-        tensor = weights.get(node.input[place]) if place is not None else None
-        if tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2:
-            rewriter.nodes.append(node)
-        elif node.op_type == "MatMul" and tensor.dims[0] * tensor.dims[1] >= _MIN_WEIGHTS:
+        tensor = _weight(node, weights)
+        if tensor is not None and _is_product(node, tensor):
             rewriter.product(node, numpy_helper.to_array(tensor))
-        elif node.op_type == "Gather" and tensor.dims[0] >= _MIN_ROWS and _axis(node) == 0:
+        elif tensor is not None and node.op_type == "Gather" and tensor.dims[0] >= _MIN_ROWS and _axis(node) == 0:
             rewriter.look_up(node, numpy_helper.to_array(tensor))
         else:
             rewriter.nodes.append(node)
@@ -71,15 +83,27 @@ def quantize_int8(graph: bytes, *, reduce_range: bool, activations: str = "token
     return data
 
 
+def _weight(node: NodeProto, weights: Mapping[str, TensorProto]) -> TensorProto | None:
+    """The constant float matrix of a product or a look-up."""
+    place = {"MatMul": 1, "Gather": 0}.get(node.op_type)
+    tensor = weights.get(node.input[place]) if place is not None else None
+    return tensor if tensor is not None and tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2 else None
+
+
+def _is_product(node: NodeProto, tensor: TensorProto | None) -> bool:
+    return tensor is not None and node.op_type == "MatMul" and tensor.dims[0] * tensor.dims[1] >= _MIN_WEIGHTS
+
+
 class _Rewriter:
     """Collects the new graph's nodes in order, and its new initializers by name."""
 
-    def __init__(self, largest: int, *, by_token: bool) -> None:
+    def __init__(self, largest: int, *, by_token: bool, ranges: Ranges | None) -> None:
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
         self.products = 0
-        self._largest, self._by_token = largest, by_token
+        self._largest, self._by_token, self._ranges = largest, by_token, ranges
         self._quantised: set[str] = set()
+        self._multipliers: dict[str, NDArray[np.float32]] = {}
 
     def product(self, node: NodeProto, weight: NDArray[np.float32]) -> None:
         """``x @ W`` becomes ``(q(x) @ q(W)) * (scale(x) * scale(W))``; ONNX Runtime fuses the five nodes into one or two.
@@ -87,14 +111,18 @@ class _Rewriter:
         By token, x is ``least + range * u`` with u in 0 .. 1, so ``x @ W = range * (u @ W) + least * (column sums of W)``.
         """
         x, name, result = node.input[0], node.input[1], node.output[0]
+        # Query, key and value read the same input: it is quantised once.
+        if x not in self._quantised:
+            self._quantised.add(x)
+            if self._ranges is None:
+                self._quantise_input(x)
+            else:
+                self._multipliers[x] = self._quantise_calibrated(x, *self._ranges[x], weight)
+        weight = weight * self._multipliers[x][:, None] if x in self._multipliers else weight
         scale = _scale(weight, axis=0, largest=self._largest)
         rounded = np.rint(weight / scale).astype(np.int8)
         self._constant(f"{name}.int8", rounded)
         self._constant(f"{name}.scale", scale[0])
-        # Query, key and value read the same input: it is quantised once.
-        if x not in self._quantised:
-            self._quantised.add(x)
-            self._quantise_input(x)
         self._node("MatMulInteger", [f"{x}.in_uint8", f"{name}.int8", f"{x}.in_zero"], [f"{result}.int32"])
         self._cast(f"{result}.int32", f"{result}.product")
         self._node("Mul", [f"{x}.in_scale", f"{name}.scale"], [f"{result}.product_scale"])
@@ -122,6 +150,22 @@ class _Rewriter:
             self._node("Div", [f"{x}.in_moved", f"{x}.in_range"], [source])
         # By token the batch's least and largest value are 0 and 1 whatever is in it, and this scale is a constant, 1 / 255.
         self._node("DynamicQuantizeLinear", [source], [f"{x}.in_uint8", f"{x}.in_scale", f"{x}.in_zero"])
+
+    def _quantise_calibrated(
+        self, x: str, least: NDArray[np.float32], most: NDArray[np.float32], weight: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Divide the channels by multipliers [in], which are returned, and round them in one constant range."""
+        reach = np.maximum(np.maximum(np.abs(least), np.abs(most)), 1e-6)
+        multipliers: NDArray[np.float32] = np.sqrt(reach / np.maximum(np.abs(weight).max(axis=1), 1e-6)).astype(np.float32)
+        # Zero must be a number that the integers have, or padding and bias would shift.
+        low, high = min(0.0, float((least / multipliers).min())), max(0.0, float((most / multipliers).max()))
+        scale = np.float32(max(high - low, 1e-6) / 255)
+        self._constant(f"{x}.in_shrink", 1 / multipliers)
+        self._constant(f"{x}.in_scale", scale)
+        self._constant(f"{x}.in_zero", np.clip(np.rint(-low / scale), 0, 255).astype(np.uint8))
+        self._node("Mul", [x, f"{x}.in_shrink"], [f"{x}.in_even"])
+        self._node("QuantizeLinear", [f"{x}.in_even", f"{x}.in_scale", f"{x}.in_zero"], [f"{x}.in_uint8"])
+        return multipliers
 
     def look_up(self, node: NodeProto, table: NDArray[np.float32]) -> None:
         """``table[i]`` becomes ``q(table)[i] * scale(table)[i]``; no product of 8-bit numbers, so all 8 bits are used."""

@@ -101,8 +101,15 @@ def test_int8_by_token_is_closer_and_knows_no_company(export: Path, tmp_path: Pa
     batch, token = (build_engine(export, tmp_path / kind, precision="int8", activations=kind).parity for kind in ("batch", "token"))
     assert token.mean_abs_diff < batch.mean_abs_diff
     assert token.batch_max_abs_diff < 1e-4 < batch.batch_max_abs_diff
-    with pytest.raises(BuildError, match="expected one of batch, token"):
+    with pytest.raises(BuildError, match="expected one of batch, token, static"):
         build_engine(export, tmp_path / "x", precision="int8", activations="row")
+
+
+def test_static_int8_is_calibrated_and_knows_no_company(export: Path, tmp_path: Path) -> None:
+    static = build_engine(export, tmp_path / "static", precision="int8", activations="static").parity
+    batch = build_engine(export, tmp_path / "batch", precision="int8", activations="batch").parity
+    assert static.batch_max_abs_diff < 1e-4 < batch.batch_max_abs_diff
+    assert static.mean_abs_diff < 3 * batch.mean_abs_diff
 
 
 def test_the_fingerprint_says_where_and_with_what_it_was_built(export: Path, tmp_path: Path) -> None:

@@ -75,6 +75,30 @@ def test_by_token_a_row_does_not_feel_its_company() -> None:
     assert np.max(np.abs(run(by_batch, x=loud)[0][:4] - x @ weight)) > 10 * np.max(np.abs(run(by_token, x=loud)[0][:4] - x @ weight))
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), spread=st.floats(0, 3), narrow=st.booleans())
+def test_with_calibrated_ranges_loud_channels_cost_quiet_ones_little(seed: int, spread: float, narrow: bool) -> None:
+    rng = np.random.default_rng(seed)
+    loudness = np.exp(spread * rng.standard_normal(64))
+    x = (rng.standard_normal((50, 64)) * loudness + rng.standard_normal(64)).astype(np.float32)
+    weight = (rng.standard_normal((64, 32)) / loudness[:, None]).astype(np.float32)
+    ranges = {"x": (x.min(axis=0), x.max(axis=0))}
+    found = run(quantize_int8(product(weight), reduce_range=narrow, activations="static", ranges=ranges), x=x)[0]
+    exact = x.astype(np.float64) @ weight
+    # Half a step of either factor, in the scaled channels, where both reach the root of their product.
+    reach = np.sqrt(np.maximum(np.abs(x).max(axis=0) * np.abs(weight).max(axis=1), 1e-12))
+    steps = 64 * reach.max() ** 2 * (1 / 127 + 1 / (63 if narrow else 127))
+    assert np.abs(found - exact).max() <= steps
+    assert np.abs(found - exact).mean() <= steps / 10
+    beyond = run(quantize_int8(product(weight), reduce_range=narrow, activations="static", ranges=ranges), x=1000 * x)[0]
+    assert np.all(np.isfinite(beyond)), "what lies beyond the range is cut, never wrapped"
+
+
+def test_static_activations_need_ranges() -> None:
+    with pytest.raises(BuildError, match="calibrate"):
+        quantize_int8(product(np.ones((32, 32), np.float32)), reduce_range=False, activations="static")
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), spread=st.floats(0, 6))
 def test_a_table_row_is_within_half_a_step_of_its_own(seed: int, spread: float) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -179,6 +180,21 @@ def test_the_last_layer_works_on_one_row_only(teacher: Path, tmp_path: Path) -> 
     }
     gelu_rows = [shapes[n.output[0]][1] for n in graph.node if n.op_type == "Gelu"]
     assert gelu_rows == [0, 1]  # 0 is the dynamic length: the first layer computes every row, the last only [CLS]
+
+
+def test_half_precision_graphs_are_strongly_typed_and_near_fp32(student: Path, tmp_path: Path) -> None:
+    check = export_student(student, tmp_path / "e", half=("fp16", "bf16"))["export_check"]["half"]
+    for name, kind, bound in (("fp16", onnx.TensorProto.FLOAT16, 2e-3), ("bf16", onnx.TensorProto.BFLOAT16, 2e-2)):
+        graph = onnx.load(tmp_path / "e" / f"student.{name}.onnx").graph
+        types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        products = [types[node.input[1]] for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in types]
+        assert products.count(kind) >= 6
+        assert set(products) <= {kind, onnx.TensorProto.FLOAT}
+        assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        assert 0 < check[name]["from_fp32"] < bound
+        assert check[name]["max_abs_diff"] < bound
+    with pytest.raises(InputError, match="fp8"):
+        export_student(student, tmp_path / "f", half=("fp8",))
 
 
 def test_a_student_learns_on_from_a_student(teacher: Path, student: Path, shop: Path, tmp_path: Path) -> None:

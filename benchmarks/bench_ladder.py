@@ -1,0 +1,212 @@
+"""The ladder of students: what does each rung keep of its teacher in a shop whose queries it never saw, and what does it cost?
+
+    python benchmarks/bench_ladder.py --general homedepot --data crowdflower --teacher BASE [--teacher MORE] --work DIR [--only NAME ...]
+
+1. Teachers that were trained on the general data sets teach one student a rung there.
+2. For each fold of ``--data`` the first teacher learns the shop (recipe ``adapt-teacher``), and each rung's student learns on with it
+   (``adapt-student``). The other teachers stay as they came and are members of the ensemble that teaches.
+3. Each fold's dev queries are judged by the fold's models, in fp32 and as the int8 bundle that would be deployed.
+
+Retention is (student - random order) / (teacher - random order). What is in DIR already is not made again, so the bench can be broken off.
+No checkpoint is chosen on dev: every run keeps its last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgerec.training.config import Recipe, load_recipe
+from edgerec.training.data import load_dataset
+from edgerec.training.distill import distill
+from edgerec.training.evaluate import evaluate
+from edgerec.training.export import export_student
+from edgerec.training.first_stage import Bm25
+from edgerec.training.prune import flops, prune
+from edgerec.training.scorers import Scorer, open_bundle
+from edgerec.training.student import StudentScorer
+from edgerec.training.teacher import Teacher, train_teacher
+from held_out import Outcome, judge, open_folds, random_order, row
+from numpy.typing import NDArray
+
+from edgerec.builder import build_engine
+from edgerec.machine import describe_machine, utc_now
+from edgerec.types import Item
+
+RESULT = Path(__file__).parent / "results" / "ladder.json"
+LAST = 1_000_000
+"""``eval_every`` of a run that is looked at once, at its end."""
+RUNGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "L6": ("student-l6", {}),
+    "L6 without features": ("student-l6", {"features": False}),
+    "L3": ("student-l3", {}),
+    "L3 without features": ("student-l3", {"features": False}),
+    "2 x 128": ("student-l2-128", {}),
+    "2 x 128 without features": ("student-l2-128", {"features": False}),
+}
+UNJUDGED = {"unlabelled_per_query": 0, "span_queries": 1000}
+"""Of the general students: less than their recipes say, since every pair must be scored by every teacher."""
+PRUNED = "L6 pruned"
+"""The L6 student of the general data, to 60 % of its multiplications."""
+
+
+class Ensemble:
+    """The mean of calibrated scores, as the student's ``training.json`` says it was taught."""
+
+    def __init__(self, teachers: list[Teacher], student: Path) -> None:
+        members = json.loads((student / "training.json").read_text())["teachers"]
+        self._members = [(t, m.get("slope", 1.0), m.get("offset", 0.0)) for t, m in zip(teachers, members, strict=True)]
+
+    def score(self, query: str, items: list[Item]) -> NDArray[np.float32]:
+        """Scores float32 [N]."""
+        each = [slope * t.score(query, items) + offset for t, slope, offset in self._members]
+        return np.stack(each).mean(axis=0, dtype=np.float32)
+
+
+def main() -> None:
+    """Make what is missing, judge it, print the table, write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--general", type=Path, action="append", required=True, help="a data folder; repeatable")
+    parser.add_argument("--data", type=Path, required=True, help="the shop whose queries are dealt out to folds")
+    parser.add_argument("--teacher", type=Path, action="append", required=True, help="folder of `edgerec train`; repeatable")
+    parser.add_argument("--work", type=Path, required=True, help="where folds and models are kept")
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="of the folds and of every run")
+    parser.add_argument("--only", action="append", choices=[*RUNGS, PRUNED], help="repeatable")
+    parser.add_argument("--general-only", action="store_true", help="stop after the general students")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    machine = describe_machine()
+    names = [name for name in [*RUNGS, PRUNED] if name in (options.only or [*RUNGS, PRUNED])]
+    general = {name: general_student(name, options) for name in names}
+    if options.general_only:
+        return
+    folds = open_folds(options.data, options.work, options.folds, options.seed)
+    teachers = [shop_teacher(fold, options) for fold in folds]
+    students = {
+        name: [shop_student(name, general[name], fold, t, options) for fold, t in zip(folds, teachers, strict=True)] for name in names
+    }
+    found = judged(folds, teachers, students, options)
+    random = random_order(folds)
+    rows = [ladder_row(name, found, random, general.get(name.removesuffix(INT8))) for name in found]
+    print(table(rows))
+    for folder in options.general:
+        print(evaluate(folder, "dev", models=[options.teacher[0], *general.values()], min_judged=5, seed=options.seed).to_markdown())
+    report = {
+        "format": "edgerec-bench-ladder",
+        "version": 1,
+        "data": {one.name: load_dataset(one).sha256 for one in (options.data, *options.general)},
+        "folds": options.folds,
+        "seed": options.seed,
+        "queries": len(found["BM25"].ndcg),
+        "random_order": random,
+        "rows": rows,
+        "date": utc_now(),
+        "machine": machine,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=1, default=dict) + "\n")
+
+
+INT8 = " int8"
+
+
+def general_student(name: str, options: argparse.Namespace) -> Path:
+    """The rung's student, taught on the general data sets."""
+    out = options.work / f"general-{slug(name)}-{options.seed}"
+    if out.exists():
+        return Path(out)
+    if name == PRUNED:
+        whole = general_student("L6", options)
+        prune(whole, options.general, last(load_recipe(Path("prune-l6")), options), out, teachers=options.teacher, resume=True)
+        return Path(out)
+    recipe_name, changes = RUNGS[name]
+    recipe = last(load_recipe(Path(recipe_name)), options)
+    recipe = replace(recipe, fit=replace(recipe.fit, epochs=min(recipe.fit.epochs, 2), dropout=0.0))
+    distill(options.teacher, options.general, replace(recipe, student=replace(recipe.student, **UNJUDGED, **changes)), out, resume=True)
+    return Path(out)
+
+
+def shop_teacher(fold: Path, options: argparse.Namespace) -> Path:
+    """The first teacher, after it has learnt the fold's shop."""
+    out = options.work / f"teacher-{options.seed}-{fold.name}"
+    if not out.exists():
+        train_teacher([fold], str(options.teacher[0]), last(load_recipe(Path("adapt-teacher")), options), out, resume=True)
+    return Path(out)
+
+
+def shop_student(name: str, general: Path, fold: Path, teacher: Path, options: argparse.Namespace) -> Path:
+    """The rung's student, after it has learnt the fold's shop."""
+    out = options.work / f"{slug(name)}-{options.seed}-{fold.name}"
+    if not out.exists():
+        recipe, made = last(load_recipe(Path("adapt-student")), options), StudentScorer.load(general)
+        settings = replace(recipe.student, init=str(general), features=made.features is not None)
+        distill([teacher, *options.teacher[1:]], [fold], replace(recipe, student=settings), out, resume=True)
+    return Path(out)
+
+
+def last(recipe: Recipe, options: argparse.Namespace) -> Recipe:
+    """The recipe for these data sets: no weights by name, no look at dev before the end."""
+    return replace(recipe, seed=options.seed, fit=replace(recipe.fit, passes={}, eval_every=LAST))
+
+
+def slug(name: str) -> str:
+    """A file name."""
+    return name.lower().replace(" ", "-")
+
+
+def judged(folds: list[Path], teachers: list[Path], students: dict[str, list[Path]], options: argparse.Namespace) -> dict[str, Outcome]:
+    """Every ranker over the folds."""
+    found = {"BM25": judge(folds, [Bm25(load_dataset(fold)) for fold in folds])}
+    opened = [[Teacher.load(one) for one in (teacher, *options.teacher[1:])] for teacher in teachers]
+    found["teacher"] = judge(folds, [one[0] for one in opened])
+    if len(options.teacher) > 1:
+        one_rung = next(iter(students.values()))
+        found["ensemble"] = judge(folds, [Ensemble(t, s) for t, s in zip(opened, one_rung, strict=True)])
+    for name, folders in students.items():
+        found[name] = judge(folds, [StudentScorer.load(folder) for folder in folders])
+        with ExitStack() as stack:
+            scorers = [int8(folder, fold, stack) for folder, fold in zip(folders, folds, strict=True)]
+            found[name + INT8] = judge(folds, scorers)
+    return found
+
+
+def int8(student: Path, fold: Path, stack: ExitStack) -> Scorer:
+    """The student as a native int8 bundle, over a catalogue of the shop."""
+    export, bundle = (student.with_name(f"{student.name}-{what}") for what in ("export", "int8"))
+    if not export.exists():
+        export_student(student, export, data=[fold])
+    if not bundle.exists():
+        build_engine(export, bundle, backend="native", precision="int8")
+    return stack.enter_context(open_bundle(bundle, load_dataset(fold).items.values())).scorer
+
+
+def ladder_row(name: str, found: dict[str, Outcome], random: float, general: Path | None) -> dict[str, Any]:
+    """The report's row."""
+    best = found["ensemble"] if "ensemble" in found else found["teacher"]
+    one = row(name, found[name], found["BM25"])
+    one["retention"] = (one["ndcg"] - random) / (float(np.nanmean(best.ndcg)) - random)
+    if name.endswith(INT8):
+        one["of_fp32"] = one["ndcg"] / float(np.nanmean(found[name.removesuffix(INT8)].ndcg))
+    elif name + INT8 in found and general is not None:
+        made = StudentScorer.load(general)
+        one |= {"flops": flops(made.student.shape, 32), "parameters": sum(p.numel() for p in made.student.parameters())}
+    return one
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = ["| | nDCG@10 | gain over BM25 | AUC | retention |", "|---|---:|---:|---:|---:|"]
+    for one in rows:
+        gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*one["ndcg_difference"]) if "ndcg_difference" in one else "–"
+        lines.append(f"| {one['name']} | {one['ndcg']:.3f} | {gain} | {one['auc']:.3f} | {one['retention']:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Quality over folds: every query is judged by the model of the fold that did not train on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from edgerec.training.data import load_dataset
+from edgerec.training.folds import write_folds
+from edgerec.training.judged import judged_lists, relevant_from
+from edgerec.training.scorers import Scorer, score_lists
+from numpy.typing import NDArray
+
+from edgerec.metrics import auc, bootstrap_interval, gain, ndcg
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One ranker over all folds: nDCG@10 of every query (float64 [Q], NaN where undefined), and AUC of every fold (float64 [folds])."""
+
+    ndcg: NDArray[np.float64]
+    auc: NDArray[np.float64]
+
+    def difference(self, other: Outcome) -> tuple[float, float, float]:
+        """Mean of this nDCG less the other's, query by query, with its 95 % interval."""
+        change = self.ndcg - other.ndcg
+        low, high = bootstrap_interval(change, seed=0, samples=2000)
+        return float(np.nanmean(change)), float(low), float(high)
+
+
+def open_folds(data: Path, work: Path, count: int, seed: int) -> list[Path]:
+    """The data folders of the folds, written once."""
+    folder = work / f"folds-{count}-{seed}"
+    return [folder / str(i) for i in range(count)] if folder.exists() else write_folds(data, folder, count=count, seed=seed)
+
+
+def judge(folds: Sequence[Path], scorers: Sequence[Scorer], *, min_judged: int = 2) -> Outcome:
+    """What the scorer of each fold makes of the fold's dev queries."""
+    quality: list[float] = []
+    areas: list[float] = []
+    for fold, scorer in zip(folds, scorers, strict=True):
+        dataset = load_dataset(fold)
+        lists = judged_lists(dataset, "dev", min_judged=min_judged)
+        scores = score_lists(scorer, lists)
+        quality += [ndcg(gain(one.grades, dataset.grade_min), s, 10) for one, s in zip(lists, scores, strict=True)]
+        areas.append(auc(np.concatenate([one.grades for one in lists]) >= relevant_from(dataset), np.concatenate(scores)))
+    return Outcome(np.array(quality), np.array(areas))
+
+
+def random_order(folds: Sequence[Path], *, min_judged: int = 2, orders: int = 200) -> float:
+    """Mean nDCG@10 of lists in random order: what a ranker that knows nothing reaches."""
+    rng, found = np.random.default_rng(0), []
+    for fold in folds:
+        dataset = load_dataset(fold)
+        for one in judged_lists(dataset, "dev", min_judged=min_judged):
+            gains = gain(one.grades, dataset.grade_min)
+            found.append(np.mean([ndcg(gains, rng.random(len(gains)), 10) for _ in range(orders)]))
+    return float(np.nanmean(found))
+
+
+def row(name: str, one: Outcome, plain: Outcome | None) -> dict[str, Any]:
+    """A report's row: means, and the paired difference to another ranker."""
+    out: dict[str, Any] = {"name": name, "ndcg": float(np.nanmean(one.ndcg)), "auc": float(one.auc.mean())}
+    if plain is not None and plain is not one:
+        out["ndcg_difference"] = one.difference(plain)
+        out["auc_difference"] = float((one.auc - plain.auc).mean())
+    return out
