@@ -318,6 +318,21 @@ def test_ragged_rows_have_the_bits_of_padded_ones(opened: RaggedEngine, seed: in
     np.testing.assert_array_equal(opened.run_ragged(ragged(batch)), opened.run(batch))
 
 
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_rows_that_begin_alike_have_the_bits_of_rows_alone(opened: RaggedEngine, data: st.DataObject) -> None:
+    """What candidates share with the query is computed once; none of them can tell."""
+    common, count = data.draw(st.integers(0, 32)), data.draw(st.integers(1, 70))
+    batch = rows(count, seed=data.draw(st.integers(0, 1000)))
+    odd = data.draw(st.sampled_from([None, "input_ids", "token_type_ids"]))
+    for name in ("input_ids", "token_type_ids", "attention_mask"):
+        getattr(batch, name)[:, :common] = getattr(batch, name)[:1, :common] if name != "attention_mask" else 1
+    if odd and common:  # one row is not like the others, in one token or its type
+        getattr(batch, odd)[-1, data.draw(st.integers(0, common - 1))] ^= 1
+    alone = np.concatenate([opened.run_ragged(ragged(part(batch, np.array([i])))) for i in range(count)])
+    np.testing.assert_array_equal(opened.run_ragged(ragged(batch)), alone)
+
+
 WRONG = {
     "a row too long": {"lengths": lambda a: np.full_like(a, 33)},
     "a row past the end": {"starts": lambda a: a + 1},
