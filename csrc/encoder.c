@@ -1,5 +1,5 @@
 /*
- * encoder.c: the forward pass. Read edr_score, at the end, first.
+ * encoder.c: the forward pass. Read edr_score_until, at the end, first.
  *
  * Rows are taken in chunks of at most CHUNK rows, and the tokens of a chunk in blocks of about BLOCK tokens: a block goes
  * through all layers while its activations stay in L2, and the weights stream past it once. The last layer is needed for
@@ -7,11 +7,13 @@
  * a product of five rows costs as much memory traffic as one of sixty.
  *
  * The rows of a ranking call all start with the query. What is the same for all of them whatever follows, the embeddings
- * of those tokens and their projections in the first layer, is computed once a call of edr_score and copied into every
+ * of those tokens and their projections in the first layer, is computed once a call and copied into every
  * row: the same numbers, so the same bits.
  *
  * Shape letters: R rows of a block's matrix (tokens), C rows of a chunk, H hidden, W = A S heads, I inner.
  */
+#include <math.h>
+
 #include "engine_kernels.h"
 #include "internal.h"
 
@@ -327,10 +329,10 @@ edr_status edr_inputs_check(const edr_model *model, const edr_inputs *in, int64_
     return EDR_OK;
 }
 
-edr_status edr_score(const edr_model *model, const edr_inputs *in, int64_t begin, int64_t end, int isa, void *room, int64_t room_size,
-                     float *logits)
+edr_status edr_score_until(const edr_model *model, const edr_inputs *in, int64_t begin, int64_t end, int isa, void *room, int64_t room_size,
+                           int64_t deadline, float *logits, int64_t *scored)
 {
-    if (model == NULL || in == NULL || room == NULL || logits == NULL) return EDR_E_NULL;
+    if (model == NULL || in == NULL || room == NULL || logits == NULL || scored == NULL) return EDR_E_NULL;
     if (begin < 0 || end < begin || end > in->rows) return EDR_E_SIZE;
     if (room_size < edr_score_room(model) || (uintptr_t)room % 64 != 0) return EDR_E_SPACE;
     if (!edr_isa_supported(isa)) return EDR_E_ISA;
@@ -342,17 +344,28 @@ edr_status edr_score(const edr_model *model, const edr_inputs *in, int64_t begin
         project(&z, model->layer, z.common, z.shared, z.given);
     }
     const edr_layer *last = &model->layer[model->layers - 1];
-    for (int64_t chunk = begin; chunk < end; chunk += CHUNK) {
-        const int64_t stop = chunk + CHUNK < end ? chunk + CHUNK : end;
-        for (int64_t row = chunk, next; row < stop; row = next) {
+    int64_t row = begin, stop = begin;
+    while (row == stop && row < end) { /* a chunk that was left early is the last */
+        const int64_t chunk = row;
+        stop = chunk + CHUNK < end ? chunk + CHUNK : end;
+        for (int64_t next; row < stop && (deadline == 0 || edr_now() < deadline); row = next) {
             int64_t tokens = in->lengths[row];
             for (next = row + 1; next < stop && tokens + in->lengths[next] <= BLOCK; next++) tokens += in->lengths[next];
             first_projections(&z, row, next, tokens);
             for (const edr_layer *layer = model->layer; layer < last; layer++) layer_of_all(&z, layer, row, next, tokens);
             last_attention(&z, last, row, next, tokens, row - chunk);
         }
-        after_attention(&z, last, z.answer, z.first, stop - chunk, &z.narrow);
-        finish(&z, chunk, stop - chunk, logits);
+        after_attention(&z, last, z.answer, z.first, row - chunk, &z.narrow);
+        finish(&z, chunk, row - chunk, logits);
     }
+    *scored = row - begin;
+    for (; row < end; row++) logits[row] = NAN;
     return EDR_OK;
+}
+
+edr_status edr_score(const edr_model *model, const edr_inputs *in, int64_t begin, int64_t end, int isa, void *room, int64_t room_size,
+                     float *logits)
+{
+    int64_t scored;
+    return edr_score_until(model, in, begin, end, isa, room, room_size, 0, logits, &scored);
 }

@@ -9,11 +9,13 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -362,6 +364,46 @@ def test_a_wrong_ragged_batch_is_an_engine_error(opened: RaggedEngine, name: str
     assert opened.run_ragged(batch).shape == (5,)
 
 
+@settings(max_examples=25, deadline=None)
+@given(share=st.floats(0, 1.2), count=st.integers(1, 80))
+def test_rows_in_time_have_their_bits_and_the_others_nan(opened: RaggedEngine, share: float, count: int) -> None:
+    batch = ragged(rows(count, seed=3))
+    begun = time.monotonic_ns()
+    expected = opened.run_ragged(batch)
+    spent = time.monotonic_ns() - begun
+    done = np.zeros(count, np.bool_)
+    found = opened.run_ragged(batch, deadline_ns=time.monotonic_ns() + int(spent * share), done=done)
+    np.testing.assert_array_equal(found[done], expected[done])
+    assert np.isnan(found[~done]).all()
+
+
+def test_a_deadline_in_the_past_scores_nothing_and_one_far_away_all(opened: RaggedEngine) -> None:
+    batch = ragged(rows(40))
+    done = np.ones(40, np.bool_)
+    assert np.isnan(opened.run_ragged(batch, deadline_ns=1, done=done)).all()
+    assert not done.any()
+    np.testing.assert_array_equal(opened.run_ragged(batch, deadline_ns=2**63 - 1, done=done), opened.run_ragged(batch))
+    assert done.all()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"deadline_ns": -1},
+        {"deadline_ns": 1.5},
+        {"deadline_ns": 2**63},
+        {"done": np.zeros(4, np.bool_)},
+        {"done": np.zeros(5, np.uint8)},
+        {"done": np.broadcast_to(np.zeros(1, np.bool_), 5)},
+        {"done": np.frombuffer(bytes(5), np.bool_)},
+    ],
+    ids=["negative", "a float", "too late", "of other rows", "no bool", "not contiguous", "read-only"],
+)
+def test_a_wrong_deadline_or_mask_is_an_engine_error(opened: RaggedEngine, how: dict[str, Any]) -> None:
+    with pytest.raises(EngineError, match=next(iter(how))):
+        opened.run_ragged(ragged(rows(5)), **how)
+
+
 def test_a_closed_engine_takes_no_ragged_rows(bundle: Path) -> None:
     engine = open_engine(bundle)
     engine.close()
@@ -379,7 +421,7 @@ def test_the_ranker_gives_all_rows_in_one_call_and_ranks_as_the_reference_does(
     calls: list[int] = []
     run = NativeEngine.run_ragged
     with Ranker.open(bundle, catalog=tmp_path / "catalog") as native, Ranker.open(tmp_path / "reference") as slow:
-        monkeypatch.setattr(NativeEngine, "run_ragged", lambda self, batch: (calls.append(batch.size), run(self, batch))[1])
+        monkeypatch.setattr(NativeEngine, "run_ragged", lambda self, batch, **how: (calls.append(batch.size), run(self, batch, **how))[1])
         scores = native.score("red oak lamp", candidates)
         expected = slow.score("red oak lamp", items)
         assert calls == [50, 10]
