@@ -6,7 +6,7 @@
  * first token of a row, the only one that is read. docs/formats.md has the file, csrc/README.md the design.
  *
  * The house rules of edgerec.h hold: no allocation, no globals, no input or output; status codes; outputs are written
- * only on EDR_OK. edr_pool alone (last section) makes threads.
+ * only on EDR_OK. pool.c alone asks the system for something: threads, memory for them, the time.
  *
  * A row's logit is the same bits whatever other rows are in the call, in whatever order, on however many threads. It
  * differs between instruction sets in the last places: integer sums are exact everywhere, float sums are rounded in the
@@ -127,9 +127,6 @@ int64_t edr_score_room(const edr_model *model);
 edr_status edr_score(const edr_model *model, const edr_inputs *in, int64_t begin, int64_t end, int isa, void *room, int64_t room_size,
                      float *logits);
 
-/* Nanoseconds of the clock that deadlines are told in. It never goes back, and is that of Python's time.monotonic_ns. */
-int64_t edr_now(void);
-
 /*
  * edr_score of as many rows as there is time for, in their order. The clock is read before each block of rows (about 128
  * tokens, or one longer row): a call ends at most one block, and what follows it, after its deadline.
@@ -141,7 +138,7 @@ int64_t edr_now(void);
 edr_status edr_score_until(const edr_model *model, const edr_inputs *in, int64_t begin, int64_t end, int isa, void *room, int64_t room_size,
                            int64_t deadline, float *logits, int64_t *scored);
 
-/* ------------------------------------------------------------------------------------------------------ threads (pool.c)
+/* ------------------------------------------------------------------------------------------- threads, the clock (pool.c)
  * A few threads that sleep until there is work. The pool allocates its own state: this is the one part of the library
  * that does. A process that forked must not touch its parent's pool: it makes a new one. */
 
@@ -160,6 +157,9 @@ void edr_pool_free(edr_pool *pool);
  * lane runs one task at a time.
  */
 void edr_pool_run(edr_pool *pool, int64_t tasks, void (*task)(void *context, int64_t i, int64_t lane), void *context);
+
+/* Nanoseconds of the clock that deadlines are told in. It never goes back, and is that of Python's time.monotonic_ns. */
+int64_t edr_now(void);
 
 /* ------------------------------------------------------------------------------------------------------ parallel (engine.c) */
 

@@ -1,8 +1,4 @@
-/* engine.c: one call over several threads, and the clock. Rows are cut into tasks of whole rows; a logit does not depend on the cut. */
-#define _POSIX_C_SOURCE 200809L
-#define _DARWIN_C_SOURCE /* for CLOCK_UPTIME_RAW */
-#include <time.h>
-
+/* engine.c: one call over several threads. Rows are cut into tasks of whole rows; a logit does not depend on the cut. */
 #include "edr_engine.h"
 #include "internal.h"
 
@@ -22,20 +18,6 @@ typedef struct shared {
     uint8_t *done;
     int64_t bounds[MAX_TASKS + 1]; /* task i is rows bounds[i] .. bounds[i + 1] - 1 */
 } shared;
-
-/* CLOCK_MONOTONIC of macOS is not the clock that Python's time.monotonic reads there. */
-#ifdef CLOCK_UPTIME_RAW
-#define CLOCK CLOCK_UPTIME_RAW
-#else
-#define CLOCK CLOCK_MONOTONIC
-#endif
-
-int64_t edr_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 static void score_task(void *context, int64_t i, int64_t lane)
 {
