@@ -20,11 +20,11 @@ export TOKENIZERS_PARALLELISM := false
 # onnxruntime uploads telemetry from its import on, unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup core lint types test check demo bench dist clean
+.PHONY: help setup core lint types test check demo bench bench-check dist clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(SETUP) core  ## create .venv and install edgerec in it, editable, with all that development needs
 
@@ -64,10 +64,10 @@ $(RIVALS)/.edgerec: $(CORE) $(wildcard edgerec/*.py edgerec/*/*.py training/*.py
 	$(RIVALS)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0 '.[train,build,bench]'
 	touch $@
 
-$(SHOP)/student-int8: | $(SETUP) core
+$(SHOP)/student-ort-int8: | $(SETUP) core
 	$(BIN)/python examples/demo.py
 
-bench: $(RIVALS)/.edgerec $(SHOP)/student-int8  ## the benchmarks, beside their rivals, on the shop of the demo
+bench: $(RIVALS)/.edgerec $(SHOP)/student-ort-int8  ## the benchmarks, beside their rivals, on the shop of the demo
 	@# A missed target fails the whole, after the rest has run.
 	@failed=0; run() { echo "$$ $$*"; "$$@" || failed=1; }; \
 	run $(RIVALS)/bin/python benchmarks/bench_import.py; \
@@ -76,8 +76,12 @@ bench: $(RIVALS)/.edgerec $(SHOP)/student-int8  ## the benchmarks, beside their 
 	run $(BIN)/edgerec bench $(SHOP)/student-int8 --data $(SHOP)/data; \
 	run $(RIVALS)/bin/python benchmarks/bench_catalog.py $(SHOP)/student-int8; \
 	run $(RIVALS)/bin/python benchmarks/bench_native.py $(SHOP)/export --rounds 40; \
+	run $(RIVALS)/bin/python benchmarks/bench_engine.py $(SHOP)/student-int8 $(SHOP)/student-ort-int8 --data $(SHOP)/data; \
 	run $(RIVALS)/bin/python benchmarks/bench_rank.py --weights $(SHOP)/teacher --data $(SHOP)/data; \
 	exit $$failed
+
+bench-check: $(SETUP) core  ## has the native engine become slower? instructions a token under valgrind, against the committed ones
+	$(BIN)/python benchmarks/check_instructions.py
 
 dist: $(SETUP)  ## sdist and wheel under dist/
 	$(BIN)/python -m build --no-isolation

@@ -1,90 +1,223 @@
-"""What do the builder's and the engine's options cost, in time and in closeness to fp32?
+"""How fast is a bundle, how near to what the processor can do, and what does it cost to open it?
 
-    python benchmarks/bench_engine.py EXPORT --out benchmarks/results/engine.json
+    python benchmarks/bench_engine.py runs/student-native runs/student-int8 --data FOLDER --out benchmarks/results/engine.json
 
-Every contestant is a bundle of the same export, opened with its options, and scores the export's own calibration rows, sorted by length, in
-batches of 16, as the ranker packs them. One call is one batch. "raw graph" is ONNX Runtime with its defaults on the exported file: what one
-would write without edgerec. Each bundle's parity figures, and what loading it takes (with and without the probe), stand beside the times.
+Bundles of one model, ranked side by side, by candidates (10, 50, 100, 1,000), tokens of an item (8 to 128, as far as the model takes them)
+and threads. Queries are those of the data folder, another every round; an item's text is titles of the folder, strung together and cut to
+that many tokens; candidates are ids of a catalogue. `rank ms` is `Ranker.rank` end to end, `engine ms` its `timings_us["score"]`: both are
+medians; `of the first` is the median over the rounds of the time divided by that of the first bundle.
+
+The floor is 2 x the multiply-adds of the int8 products that the answer needs (no padding, of the last layer the first token alone, what the
+rows share once) on the tokens of these rows, divided by what the int8 units give: the best bare product in cache (tests/csrc/rate_engine.c)
+in the same run, before and after, on as many cores as there are threads. `load ms` (open and first answer, 10 candidates) and the peak of
+resident memory are those of processes of their own. Needs make and a C compiler.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
-from turns import describe_machine, report, summary, table, take_turns
+from edgerec.training.data import load_dataset
+from turns import describe_machine, ratio, report, table, take_turns
 
-from edgerec.builder import Tolerance, Tolerances, build_engine
-from edgerec.builder.contract import read_export
-from edgerec.builder.parity import split, take
-from edgerec.engine import open_engine
-from edgerec.engine.ort import ort
-from edgerec.types import Batch
+from edgerec import Item, Ranker
+from edgerec._core import isa
+from edgerec.catalog import build_catalog
+from edgerec.text import TextEncoder, TextSpec
 
-BUNDLES: dict[str, dict[str, Any]] = {
-    "fp32": {},
-    "int8": {"precision": "int8"},
-    "int8 by token": {"precision": "int8", "activations": "token"},
-}
-# Gates are not the question here: a student that fails them is measured all the same.
-OPEN = Tolerances(int8=Tolerance(max_abs_diff=float("inf"), ndcg_drop=1.0, top_overlap=0.0, tau=-1.0))
-LOADS = 7
+ROOT = Path(__file__).resolve().parent.parent
+CANDIDATES = (10, 50, 100, 1000)
+TOKENS = (8, 16, 32, 64, 128)
+THREADS = (1, 2)
+LOADS = 5
+LOAD = """
+import json, re, sys
+from time import perf_counter
+import edgerec.ranker, edgerec.engine.{backend}
+from edgerec import Ranker
+bundle, catalog, threads, query, *ids = sys.argv[1:]
+started = perf_counter()
+ranker = Ranker.open(bundle, catalog=catalog, threads=int(threads))
+ranker.rank(query, ids[:10])
+load_ms = 1e3 * (perf_counter() - started)
+for _ in range(20):
+    ranker.rank(query, ids)
+# Not getrusage: its peak is also that of the process this one was forked from.
+peak = re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())
+print(json.dumps({"load_ms": load_ms, "peak_rss_mb": int(peak.group(1)) / 1024 if peak else 0.0}))
+"""
 
 
-def raw_graph(graph: bytes) -> Callable[[Batch], object]:
-    """ONNX Runtime as it comes."""
-    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-    return lambda batch: session.run(["logits"], {name: getattr(batch, name) for name in names})
+@dataclass
+class Timed:
+    """A ranker as a contestant: ranks, and notes what of it was the engine."""
+
+    ranker: Ranker
+    ids: list[str]
+    engine_us: list[float] = field(default_factory=list)
+
+    def __call__(self, query: str) -> None:
+        self.engine_us.append(self.ranker.rank(query, self.ids).timings_us["score"])
+
+    def engine_ms(self) -> float:
+        """The median over the timed calls: each follows an untimed one."""
+        return statistics.median(self.engine_us[1::2]) / 1e3
 
 
-def load_ms(bundle: Path, *, probe: bool) -> float:
-    """Median time to open and close."""
-    times = []
-    for _ in range(LOADS):
-        started = perf_counter()
-        open_engine(bundle, probe=probe).close()
-        times.append(1e3 * (perf_counter() - started))
-    return statistics.median(times)
+def items_of(titles: list[str], encoder: TextEncoder, tokens: int, count: int) -> Iterator[Item]:
+    """Items of words from the titles, as many as make at most `tokens` tokens and one word less than more would be."""
+    words = " ".join(titles).split()
+    lengths = np.diff(encoder.encode_items(words)[1])
+    place = 0
+    for number in range(count):
+        text, held = [], 0
+        while held + lengths[place % len(words)] <= tokens:
+            held += lengths[place % len(words)]
+            text.append(words[place % len(words)])
+            place += 1
+        place += 1  # the word that did not fit; alone it may be longer than an item
+        yield Item(str(number), " ".join(text))
+
+
+def multiply_adds(student: dict[str, Any], lengths: np.ndarray, shared: int) -> float:
+    """Of the encoder's products for rows of these lengths, which begin with `shared` common tokens."""
+    hidden, heads, layers = student["hidden"], student["heads"], student["layers"]
+    widths = [hidden // heads * n for n in student.get("layer_heads", [heads] * layers)]
+    inner = student.get("layer_intermediate", [student["intermediate"]] * layers)
+    rows, tokens = len(lengths), int(lengths.sum())
+    distinct = tokens - (rows - 1) * shared  # in the first layer
+    total = 0.0
+    for i in range(layers):
+        projected = distinct if i == 0 else tokens
+        last = i == layers - 1
+        total += hidden * widths[i] * (2 * projected + (rows if last else projected))
+        total += (hidden * widths[i] + 2 * hidden * inner[i]) * (rows if last else tokens)
+    return total
+
+
+def rate(threads: int) -> float:
+    """1e9 operations a second of the best bare product, on so many cores at once."""
+    program = ROOT / "build" / "csrc" / "fast" / "rate_engine"
+    runs = [subprocess.Popen([str(program), isa()], stdout=subprocess.PIPE, text=True) for _ in range(threads)]
+    return sum(float(run.communicate()[0]) for run in runs)
+
+
+def loads(bundle: Path, catalog: Path, backend: str, threads: int, query: str, ids: list[str]) -> dict[str, float]:
+    """Medians of a few processes; the files are in the page cache."""
+    command = [sys.executable, "-c", LOAD.replace("{backend}", backend), str(bundle), str(catalog), str(threads), query, *ids]
+    found = [json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(LOADS)]
+    return {key: round(statistics.median(one[key] for one in found), 1) for key in found[0]}
+
+
+def measure(
+    rankers: dict[str, Ranker], queries: list[str], student: dict[str, Any], *, candidates: int, tokens: int, threads: int, gops: float
+) -> list[dict[str, Any]]:
+    """One line a bundle; a round a query."""
+    contestants = {name: Timed(ranker, [str(i) for i in range(candidates)]) for name, ranker in rankers.items()}
+    calls: dict[str, Callable[[str], object]] = dict(contestants)
+    times = take_turns(calls, queries, rounds=len(queries))
+    first = next(iter(rankers))
+    text, catalog = rankers[first]._text, rankers[first].catalog
+    assert catalog is not None
+    item = np.diff(catalog.item_tokens[1])[:candidates]
+    floors, means = [], []
+    for query in queries:
+        shared = len(text.encode_query(query)) + len(text.spec.prefix) + len(text.spec.middle)
+        lengths = np.minimum(shared + item + len(text.spec.suffix), text.spec.max_tokens)
+        floors.append(2 * multiply_adds(student, lengths, shared) / gops / 1e6)
+        means.append(float(lengths.mean()))
+    floor = statistics.median(floors)
+    return [
+        {
+            "bundle": name,
+            "threads": threads,
+            "candidates": candidates,
+            "item tokens": tokens,
+            "row tokens": round(statistics.mean(means), 1),
+            "rank ms": round(statistics.median(times[name]) / 1e6, 3),
+            "of the first": round(ratio(times, name, first), 3),
+            "engine ms": round(timed.engine_ms(), 3),
+            "floor ms": round(floor, 4),
+            "engine / floor": round(timed.engine_ms() / floor, 2),
+        }
+        for name, timed in contestants.items()
+    ]
+
+
+def scaling(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How 1,000 candidates compare with ten times 100."""
+    cell = {(r["bundle"], r["threads"], r["item tokens"], r["candidates"]): r for r in rows}
+    found = []
+    for (bundle, threads, tokens, candidates), row in cell.items():
+        hundred = cell.get((bundle, threads, tokens, 100))
+        if candidates == 1000 and hundred is not None:
+            ratios = {key: round(row[f"{key} ms"] / (10 * hundred[f"{key} ms"]), 3) for key in ("rank", "engine")}
+            found.append(
+                {"bundle": bundle, "threads": threads, "item tokens": tokens, **{f"1,000 / (10 x 100), {k}": v for k, v in ratios.items()}}
+            )
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("export", type=Path)
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("bundles", nargs="+", type=Path, help="of one model; ratios are to the first")
+    parser.add_argument("--data", type=Path, required=True, help="data folder: queries and titles")
+    parser.add_argument("--candidates", type=int, nargs="+", default=CANDIDATES)
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--threads", type=int, nargs="+", default=THREADS)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     machine = describe_machine()
-    export = read_export(options.export)
-    rows = export.calibration.batch
-    batches = split(take(rows, np.argsort(rows.attention_mask.sum(axis=1), kind="stable")), 16)
+    models = [json.loads((bundle / "model.json").read_text(encoding="utf-8")) for bundle in options.bundles]
+    if any((model["student"], model["text"]) != (models[0]["student"], models[0]["text"]) for model in models):
+        raise SystemExit("the bundles are not of one model; run the benchmark once a model")
+    student, text = models[0]["student"], TextSpec.from_json(models[0]["text"])
+    encoder = TextEncoder(options.bundles[0] / "tokenizer.json", text)
+    subprocess.run(["make", "--silent", "-C", str(ROOT / "tests" / "csrc"), "fast"], check=True, stdout=subprocess.DEVNULL)
+    data, rng = load_dataset(options.data), np.random.default_rng(options.seed)
+    queries = rng.choice(sorted(set(data.queries.values())), options.rounds).tolist()
+    titles = rng.permutation(sorted({item.title for item in data.items.values() if item.title})).tolist()
+    gops = {threads: rate(threads) for threads in options.threads}
+    rows: list[dict[str, Any]] = []
+    opened: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        bundles: list[dict[str, Any]] = []
-        contestants: dict[str, Callable[[Batch], object]] = {}
-        for name, how in BUNDLES.items():
-            path = Path(folder) / name.replace(" ", "-")
-            built = build_engine(options.export, path, tolerances=OPEN, **how)
-            loads = {"load_ms": load_ms(path, probe=False), "load_with_probe_ms": load_ms(path, probe=True)}
-            figures = ("mean_abs_diff", "max_abs_diff", "batch_max_abs_diff", "tau", "top_overlap", "ndcg_drop")
-            parity = {key: round(built.parity.to_json()[key], 5) for key in figures}
-            bundles.append({"name": name, "engine_bytes": built.engine_bytes, **loads, **parity})
-            contestants[name] = open_engine(path).run
-            if name != "int8 by token":
-                contestants[f"{name}, spinning"] = open_engine(path, spinning=True).run
-                contestants[f"{name}, 1 thread"] = open_engine(path, threads=1).run
-        contestants["raw graph"] = raw_graph(export.graph)
-        times = take_turns(contestants, batches, rounds=options.rounds)
-    speed = summary(times, "fp32")
-    print(table(speed), table(bundles), sep="\n\n")
+        for tokens in options.tokens:
+            if tokens + text.special_tokens + 1 > text.max_tokens:
+                print(f"items of {tokens} tokens are left out: rows of this model have at most {text.max_tokens}")
+                continue
+            catalog = Path(folder) / str(tokens)
+            build_catalog(items_of(titles, encoder, tokens, max(options.candidates)), options.bundles[0], catalog)
+            for threads in options.threads:
+                rankers = {bundle.name: Ranker.open(bundle, catalog=catalog, threads=threads) for bundle in options.bundles}
+                for candidates in options.candidates:
+                    how = {"candidates": candidates, "tokens": tokens, "threads": threads, "gops": gops[threads]}
+                    rows += measure(rankers, queries, student, **how)
+                for ranker in rankers.values():
+                    ranker.close()
+        ids = [str(i) for i in range(min(100, max(options.candidates)))]
+        for bundle, threads in ((bundle, threads) for bundle in options.bundles for threads in options.threads):
+            backend = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["backend"]
+            opened.append({"bundle": bundle.name, "threads": threads, **loads(bundle, catalog, backend, threads, queries[0], ids)})
+    again = {threads: rate(threads) for threads in options.threads}
+    rates = [{"threads": n, "GOP/s before": round(gops[n], 1), "GOP/s after": round(again[n], 1)} for n in options.threads]
+    ratios = scaling(rows)
+    print(*(table(part) for part in (rows, ratios, opened, rates) if part), f"instruction set {isa()}", sep="\n\n")
     if options.out:
-        content = {"export": export.name, "student": export.model["student"], "rows": rows.size, "speed": speed, "bundles": bundles}
-        report("edgerec-bench-engine", machine, ("onnxruntime", "numpy"), content, options.out)
+        settings = {"rounds": options.rounds, "seed": options.seed, "isa": isa(), "student": student, "data_sha256": data.sha256}
+        content = {**settings, "requests": rows, "scaling": ratios, "loads": opened, "rates": rates}
+        report("edgerec-bench-engine", machine, ("onnxruntime", "numpy", "tokenizers"), content, options.out)
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ from edgerec.types import Batch, RaggedBatch
 BUNDLES: dict[str, dict[str, Any]] = {
     "native int8": {"backend": "native", "precision": "int8"},
     "native fp32": {"backend": "native"},
-    "ort int8": {"precision": "int8"},
-    "ort int8 by batch": {"precision": "int8", "activations": "batch"},
-    "ort fp32": {},
+    "ort int8": {"backend": "ort", "precision": "int8"},
+    "ort int8 by batch": {"backend": "ort", "precision": "int8", "activations": "batch"},
+    "ort fp32": {"backend": "ort"},
 }
 THREADS = (1, 2)
 BATCH_ROWS = 16

@@ -6,7 +6,7 @@
  * first token of a row, the only one that is read. docs/formats.md has the file, csrc/README.md the design.
  *
  * The house rules of edgerec.h hold: no allocation, no globals, no input or output; status codes; outputs are written
- * only on EDR_OK. edr_pool alone (last section) makes threads.
+ * only on EDR_OK. pool.c alone asks the system for something: threads, memory for them, the time.
  *
  * A row's logit is the same bits whatever other rows are in the call, in whatever order, on however many threads. It
  * differs between instruction sets in the last places: integer sums are exact everywhere, float sums are rounded in the
@@ -127,7 +127,18 @@ int64_t edr_score_room(const edr_model *model);
 edr_status edr_score(const edr_model *model, const edr_inputs *in, int64_t begin, int64_t end, int isa, void *room, int64_t room_size,
                      float *logits);
 
-/* ------------------------------------------------------------------------------------------------------ threads (pool.c)
+/*
+ * edr_score of as many rows as there is time for, in their order. The clock is read before each block of rows (about 128
+ * tokens, or one longer row): a call ends at most one block, and what follows it, after its deadline.
+ *
+ * deadline   the edr_now() after which no block is begun; 0: none
+ * logits     NaN also in rows there was no time for
+ * scored     how many rows are done: begin .. begin + *scored - 1
+ */
+edr_status edr_score_until(const edr_model *model, const edr_inputs *in, int64_t begin, int64_t end, int isa, void *room, int64_t room_size,
+                           int64_t deadline, float *logits, int64_t *scored);
+
+/* ------------------------------------------------------------------------------------------- threads, the clock (pool.c)
  * A few threads that sleep until there is work. The pool allocates its own state: this is the one part of the library
  * that does. A process that forked must not touch its parent's pool: it makes a new one. */
 
@@ -147,19 +158,24 @@ void edr_pool_free(edr_pool *pool);
  */
 void edr_pool_run(edr_pool *pool, int64_t tasks, void (*task)(void *context, int64_t i, int64_t lane), void *context);
 
+/* Nanoseconds of the clock that deadlines are told in. It never goes back, and is that of Python's time.monotonic_ns. */
+int64_t edr_now(void);
+
 /* ------------------------------------------------------------------------------------------------------ parallel (engine.c) */
 
 /*
- * edr_score of all rows, on the caller and a pool's workers.
+ * edr_score_until of all rows, on the caller and a pool's workers, who take the rows in order too. A deadline is no error.
  *
  * pool       NULL: the caller alone
  * rooms      [1 + workers] workspaces of room_size bytes; rooms[0] is this call's own, the others belong to the workers
- * logits     float32 [rows]
+ * deadline   as for edr_score_until
+ * logits     float32 [rows]; NaN in rows that are not done
+ * done       uint8 [rows], 1 or 0: whether there was time for the row (a logit may also be NaN by arithmetic); may be NULL
  * at         the row at fault
  * Fails as edr_inputs_check and edr_score do.
  */
 edr_status edr_score_all(const edr_model *model, const edr_inputs *in, int isa, edr_pool *pool, int64_t workers, void *const *rooms,
-                         int64_t room_size, float *logits, int64_t *at);
+                         int64_t room_size, int64_t deadline, float *logits, uint8_t *done, int64_t *at);
 
 #ifdef __cplusplus
 }

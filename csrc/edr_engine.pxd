@@ -1,7 +1,7 @@
 # cython: language_level=3
 """edr_engine.h, as Cython reads it. The header is the documentation."""
 
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 
 cdef extern from "edr_engine.h" nogil:
     ctypedef struct edr_model:
@@ -24,4 +24,4 @@ cdef extern from "edr_engine.h" nogil:
     edr_pool *edr_pool_new(int64_t workers)
     void edr_pool_free(edr_pool *pool)
     int edr_score_all(const edr_model *model, const edr_inputs *inputs, int isa, edr_pool *pool, int64_t workers, void **rooms,
-                      int64_t room_size, float *logits, int64_t *at)
+                      int64_t room_size, int64_t deadline, float *logits, uint8_t *done, int64_t *at)

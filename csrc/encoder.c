@@ -1,19 +1,27 @@
 /*
- * encoder.c: the forward pass. Read edr_score, at the end, first.
+ * encoder.c: the forward pass. Read edr_score_until, at the end, first.
  *
  * Rows are taken in chunks of at most CHUNK rows, and the tokens of a chunk in blocks of about BLOCK tokens: a block goes
  * through all layers while its activations stay in L2, and the weights stream past it once. The last layer is needed for
  * the first token of a row alone: its keys and values are computed block by block, all that follows once a chunk, because
  * a product of five rows costs as much memory traffic as one of sixty.
  *
+ * The rows of a ranking call all start with the query. What is the same for all of them whatever follows, the embeddings
+ * of those tokens and their projections in the first layer, is computed once a call and copied into every
+ * row: the same numbers, so the same bits.
+ *
  * Shape letters: R rows of a block's matrix (tokens), C rows of a chunk, H hidden, W = A S heads, I inner.
  */
+#include <math.h>
+
 #include "engine_kernels.h"
 #include "internal.h"
 
 #define BLOCK 128 /* tokens of a block, unless one row alone is longer */
 #define SLAB 48   /* tokens of a feed-forward step: SLAB x I floats must stay in L2 beside the weights that stream past */
 #define CHUNK 64  /* rows of a chunk */
+#define SHARED 64 /* at most so many tokens in front of the rows are shared */
+#define WORTH 8   /* ... if they are at least one in eight: below, the copying costs more than it saves */
 
 /* An input of products: the float rows, and the same rows as u8 when the model is int8. */
 typedef struct operand {
@@ -37,6 +45,9 @@ typedef struct run {
     float *pooled;   /* [C, H] */
     float *bag;      /* [C, D] */
     float *features; /* [C, feature_hidden, rounded up to panels] */
+    int64_t shared;  /* the rows' common tokens, P; 0 when they are not shared */
+    float *common;   /* [P, H]: x of the common tokens */
+    float *given;    /* [P, columns of qkv]: their projections in the first layer */
     operand wide;    /* [R, H or W] */
     operand narrow;  /* [C, H or W] */
     operand deep;    /* [SLAB, I] */
@@ -67,6 +78,8 @@ static int64_t lay_out(const edr_model *m, uint8_t *base, run *z)
     PLACE(pooled, float, CHUNK * h);
     PLACE(bag, float, CHUNK * m->feature_width);
     PLACE(features, float, CHUNK * m->feature_mlp.outputs);
+    PLACE(common, float, SHARED * h);
+    PLACE(given, float, SHARED * 3 * w);
     if (m->int8) {
         PLACE(wide.u, uint8_t, rows * wide);
         PLACE(wide.scale, float, rows);
@@ -109,6 +122,70 @@ static void normalise(const run *z, float *x, int64_t rows, const float *weight)
     for (int64_t r = 0; r < rows; r++) z->k->normalise(x + r * z->m->hidden, z->m->hidden, weight);
 }
 
+/* ------------------------------------------------------------------------------------- embeddings, first projections */
+
+/* x of the tokens from .. to - 1 of a row; returns where the next token's goes. */
+static float *embed(const run *z, int64_t row, int64_t from, int64_t to, float *out)
+{
+    const edr_model *m = z->m;
+    const int64_t h = m->hidden;
+    const int32_t *ids = z->in->ids + z->in->starts[row], *types = z->in->types + z->in->starts[row];
+    for (int64_t t = from; t < to; t++, out += h) {
+        const void *word = (const uint8_t *)m->word + (int64_t)ids[t] * h * (m->int8 ? 1 : 4);
+        const float scale = m->int8 ? m->word_scale[ids[t]] : 1.0f;
+        z->k->embed(word, scale, m->int8, m->position + t * h, m->type + types[t] * h, h, out);
+        z->k->normalise(out, h, m->embedding_norm);
+    }
+    return out;
+}
+
+/* What attention reads of x [rows, H]: queries, keys and values, or in the last layer keys and values alone. Returns the columns. */
+static int64_t project(const run *z, const edr_layer *layer, const float *x, int64_t rows, float *out)
+{
+    const int64_t width = layer->attention_output.inputs, first = layer == &z->m->layer[z->m->layers - 1] ? width : 0;
+    const edr_rows in = left_side(z, x, z->m->hidden, rows, &z->wide);
+    product(z, &layer->qkv, first, 3 * width - first, &in, rows, out, EDR_STORE);
+    return 3 * width - first;
+}
+
+/* How many tokens, with their types, all rows start with; 0 when sharing them is not worth it. */
+static int64_t common_tokens(const edr_inputs *in, int64_t begin, int64_t end)
+{
+    if (end - begin < 2) return 0;
+    const int32_t *ids = in->ids + in->starts[begin], *types = in->types + in->starts[begin];
+    int64_t common = SHARED, tokens = 0;
+    for (int64_t row = begin; row < end; row++) {
+        const int64_t at = in->starts[row], most = in->lengths[row] < common ? in->lengths[row] : common;
+        common = 0;
+        while (common < most && in->ids[at + common] == ids[common] && in->types[at + common] == types[common]) common++;
+        tokens += in->lengths[row];
+    }
+    return WORTH * common * (end - begin) >= tokens ? common : 0;
+}
+
+/* Put the common rows in front of each row's own: `matrix` [tokens, n] has the own ones at its beginning. From the end, in place. */
+static void spread(const run *z, int64_t begin, int64_t end, int64_t tokens, const float *common, int64_t n, float *matrix)
+{
+    const size_t bytes = (size_t)n * sizeof(float), shared = (size_t)z->shared * bytes;
+    float *to = matrix + tokens * n, *from = to - (end - begin) * z->shared * n;
+    for (int64_t row = end - 1; row >= begin; row--) {
+        const int64_t own = z->in->lengths[row] - z->shared;
+        memmove(to -= own * n, from -= own * n, (size_t)own * bytes);
+        memcpy(to -= z->shared * n, common, shared);
+    }
+}
+
+/* x of a block's tokens, and in z->qkv what the first layer's attention reads of them. */
+static void first_projections(const run *z, int64_t begin, int64_t end, int64_t tokens)
+{
+    float *out = z->x;
+    for (int64_t row = begin; row < end; row++) out = embed(z, row, z->shared, z->in->lengths[row], out);
+    const int64_t columns = project(z, z->m->layer, z->x, tokens - z->shared * (end - begin), z->qkv);
+    if (z->shared == 0) return;
+    spread(z, begin, end, tokens, z->common, z->m->hidden, z->x);
+    spread(z, begin, end, tokens, z->given, columns, z->qkv);
+}
+
 /* ----------------------------------------------------------------------------------------------------------- layers */
 
 /* x [rows, H] becomes norm(x + W_o context), then norm(x + W_down gelu(W_up x)): a layer after its attention. */
@@ -144,11 +221,11 @@ static void attention(const run *z, const edr_layer *layer, int64_t begin, int64
     }
 }
 
+/* Both kinds of layer find the projections of the first in z->qkv. */
 static void layer_of_all(const run *z, const edr_layer *layer, int64_t begin, int64_t end, int64_t tokens)
 {
     const int64_t width = layer->attention_output.inputs;
-    const edr_rows in = left_side(z, z->x, z->m->hidden, tokens, &z->wide);
-    product(z, &layer->qkv, 0, 3 * width, &in, tokens, z->qkv, EDR_STORE);
+    if (layer != z->m->layer) project(z, layer, z->x, tokens, z->qkv);
     attention(z, layer, begin, end, z->qkv, 3 * width, z->qkv + width, z->qkv + 2 * width, 3 * width, 0, z->context);
     after_attention(z, layer, z->context, z->x, tokens, &z->wide);
 }
@@ -158,8 +235,7 @@ static void last_attention(const run *z, const edr_layer *layer, int64_t begin, 
 {
     const int64_t h = z->m->hidden, width = layer->attention_output.inputs, rows = end - begin;
     float *first = z->first + at * h;
-    const edr_rows in = left_side(z, z->x, h, tokens, &z->wide);
-    product(z, &layer->qkv, width, 2 * width, &in, tokens, z->qkv, EDR_STORE);
+    if (layer != z->m->layer) project(z, layer, z->x, tokens, z->qkv);
     int64_t token = 0;
     for (int64_t row = begin; row < end; row++) {
         memcpy(first + (row - begin) * h, z->x + token * h, (size_t)h * sizeof(float));
@@ -170,23 +246,7 @@ static void last_attention(const run *z, const edr_layer *layer, int64_t begin, 
     attention(z, layer, begin, end, z->asked, width, z->qkv, z->qkv + width, 2 * width, 1, z->answer + at * width);
 }
 
-/* ----------------------------------------------------------------------------------------------------- both ends */
-
-static void embed(const run *z, int64_t begin, int64_t end)
-{
-    const edr_model *m = z->m;
-    const int64_t h = m->hidden;
-    float *out = z->x;
-    for (int64_t row = begin; row < end; row++) {
-        const int32_t *ids = z->in->ids + z->in->starts[row], *types = z->in->types + z->in->starts[row];
-        for (int64_t t = 0; t < z->in->lengths[row]; t++, out += h) {
-            const void *word = (const uint8_t *)m->word + (int64_t)ids[t] * h * (m->int8 ? 1 : 4);
-            const float scale = m->int8 ? m->word_scale[ids[t]] : 1.0f;
-            z->k->embed(word, scale, m->int8, m->position + t * h, m->type + types[t] * h, h, out);
-            z->k->normalise(out, h, m->embedding_norm);
-        }
-    }
-}
+/* ------------------------------------------------------------------------------------------------- features, head */
 
 /* Features [C, feature_hidden] = gelu(W sum of weight * embedding + b). */
 static void feature_rows(const run *z, int64_t begin, int64_t rows)
@@ -269,27 +329,43 @@ edr_status edr_inputs_check(const edr_model *model, const edr_inputs *in, int64_
     return EDR_OK;
 }
 
-edr_status edr_score(const edr_model *model, const edr_inputs *in, int64_t begin, int64_t end, int isa, void *room, int64_t room_size,
-                     float *logits)
+edr_status edr_score_until(const edr_model *model, const edr_inputs *in, int64_t begin, int64_t end, int isa, void *room, int64_t room_size,
+                           int64_t deadline, float *logits, int64_t *scored)
 {
-    if (model == NULL || in == NULL || room == NULL || logits == NULL) return EDR_E_NULL;
+    if (model == NULL || in == NULL || room == NULL || logits == NULL || scored == NULL) return EDR_E_NULL;
     if (begin < 0 || end < begin || end > in->rows) return EDR_E_SIZE;
     if (room_size < edr_score_room(model) || (uintptr_t)room % 64 != 0) return EDR_E_SPACE;
     if (!edr_isa_supported(isa)) return EDR_E_ISA;
     run z = {.m = model, .in = in, .k = edr_engine_kernels_for(isa)};
     (void)lay_out(model, room, &z);
+    z.shared = common_tokens(in, begin, end);
+    if (z.shared != 0) {
+        embed(&z, begin, 0, z.shared, z.common);
+        project(&z, model->layer, z.common, z.shared, z.given);
+    }
     const edr_layer *last = &model->layer[model->layers - 1];
-    for (int64_t chunk = begin; chunk < end; chunk += CHUNK) {
-        const int64_t stop = chunk + CHUNK < end ? chunk + CHUNK : end;
-        for (int64_t row = chunk, next; row < stop; row = next) {
+    int64_t row = begin, stop = begin;
+    while (row == stop && row < end) { /* a chunk that was left early is the last */
+        const int64_t chunk = row;
+        stop = chunk + CHUNK < end ? chunk + CHUNK : end;
+        for (int64_t next; row < stop && (deadline == 0 || edr_now() < deadline); row = next) {
             int64_t tokens = in->lengths[row];
             for (next = row + 1; next < stop && tokens + in->lengths[next] <= BLOCK; next++) tokens += in->lengths[next];
-            embed(&z, row, next);
+            first_projections(&z, row, next, tokens);
             for (const edr_layer *layer = model->layer; layer < last; layer++) layer_of_all(&z, layer, row, next, tokens);
             last_attention(&z, last, row, next, tokens, row - chunk);
         }
-        after_attention(&z, last, z.answer, z.first, stop - chunk, &z.narrow);
-        finish(&z, chunk, stop - chunk, logits);
+        after_attention(&z, last, z.answer, z.first, row - chunk, &z.narrow);
+        finish(&z, chunk, row - chunk, logits);
     }
+    *scored = row - begin;
+    for (; row < end; row++) logits[row] = NAN;
     return EDR_OK;
+}
+
+edr_status edr_score(const edr_model *model, const edr_inputs *in, int64_t begin, int64_t end, int isa, void *room, int64_t room_size,
+                     float *logits)
+{
+    int64_t scored;
+    return edr_score_until(model, in, begin, end, isa, room, room_size, 0, logits, &scored);
 }

@@ -1,14 +1,16 @@
 /*
- * pool.c: a few sleeping threads. The only file of the library that allocates and that knows of threads.
+ * pool.c: a few sleeping threads, and the clock. The only file of the library that asks the system for something.
  *
  * A run is a job on the caller's stack, put in a list. Workers take the next task of the first job that has one; the
  * caller takes tasks of its own job alone, then sleeps until the last of them is done. One lock guards it all: a task is
  * a few hundred microseconds of products, taking one is some ten nanoseconds.
  */
 #define _POSIX_C_SOURCE 200809L
+#define _DARWIN_C_SOURCE /* for CLOCK_UPTIME_RAW */
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "edr_engine.h"
 
@@ -119,4 +121,18 @@ void edr_pool_run(edr_pool *pool, int64_t tasks, void (*task)(void *context, int
     while (mine.done < tasks) pthread_cond_wait(&mine.finished, &pool->lock);
     pthread_mutex_unlock(&pool->lock);
     pthread_cond_destroy(&mine.finished);
+}
+
+/* CLOCK_MONOTONIC of macOS is not the clock that Python's time.monotonic reads there. */
+#ifdef CLOCK_UPTIME_RAW
+#define CLOCK CLOCK_UPTIME_RAW
+#else
+#define CLOCK CLOCK_MONOTONIC
+#endif
+
+int64_t edr_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }

@@ -43,6 +43,9 @@ class Encoder:
         lengths: NDArray[np.int64],
         feature_ids: NDArray[np.int32],
         feature_weights: NDArray[np.float32],
+        *,
+        deadline_ns: int = 0,
+        done: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         """Logits, float32 [B], of ragged rows; releases the GIL.
 
@@ -51,6 +54,8 @@ class Encoder:
         ids, types : int32 [total], tokens and their types.
         starts, lengths : int64 [B]; row i is ``ids[starts[i] : starts[i] + lengths[i]]``. Rows may overlap.
         feature_ids, feature_weights : int32 and float32 [B * F], row after row; empty for a student without features.
+        deadline_ns : the `time.monotonic_ns` after which no further block of rows is begun; 0: none. Rows left out have NaN.
+        done : bool [B], is filled: whether a row was scored.
 
         Raises
         ------

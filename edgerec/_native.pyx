@@ -109,8 +109,10 @@ cdef class Encoder:
     def buckets(self):
         return self.model.buckets
 
-    def score(self, ids, types, starts, lengths, feature_ids, feature_weights):
+    def score(self, ids, types, starts, lengths, feature_ids, feature_weights, *, deadline_ns=0, done=None):
         cdef edr_inputs given
+        cdef int64_t deadline = _integer(deadline_ns, "deadline_ns", 0, (1 << 63) - 1)
+        cdef uint8_t *marks = NULL
         given.ids = <int32_t *> _array(ids, cnp.NPY_INT32, "ids", "int32")
         given.types = <int32_t *> _array(types, cnp.NPY_INT32, "types", "int32")
         given.starts = <int64_t *> _array(starts, cnp.NPY_INT64, "starts", "int64")
@@ -123,6 +125,10 @@ cdef class Encoder:
             raise InputError(f"{given.size} ids but {_size(types)} types, or {given.rows} lengths but {_size(starts)} starts")
         if _size(feature_ids) != given.slots * given.rows or _size(feature_weights) != _size(feature_ids):
             raise InputError(f"{_size(feature_ids)} feature ids and {_size(feature_weights)} weights for {given.rows} rows")
+        if done is not None:
+            marks = <uint8_t *> _array(done, cnp.NPY_BOOL, "done", "bool")
+            if _size(done) != given.rows or not cnp.PyArray_ISWRITEABLE(done):
+                raise InputError(f"done must be writable and have {given.rows} entries, got {_size(done)}")
         if self.pid != getpid():
             # Forked: the parent's threads are not in this process, and its pool may be locked for ever. It is left alone.
             self.pool = NULL
@@ -141,7 +147,7 @@ cdef class Encoder:
         cdef int64_t at = -1
         cdef int status
         with nogil:
-            status = edr_score_all(&self.model, &given, self.isa, self.pool, self.workers, rooms, self.room_size, to, &at)
+            status = edr_score_all(&self.model, &given, self.isa, self.pool, self.workers, rooms, self.room_size, deadline, to, marks, &at)
         free(rooms)
         self.idle.append(mine)
         if status != EDR_OK:

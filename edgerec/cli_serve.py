@@ -22,7 +22,9 @@ threads = click.option("--threads", type=click.IntRange(min=1), help="Engine thr
 @click.argument("export", type=EXISTING_FOLDER)
 @click.argument("bundle", type=NEW_FOLDER)
 @click.option(
-    "--backend", default="ort", show_default=True, type=click.Choice(["ort", "native", "reference"]), help="What will run the model."
+    "--backend",
+    type=click.Choice(["native", "ort", "reference"]),
+    help="What will run the model.  [default: native where it runs the student, else ort]",
 )
 @click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "int8"]), help="Arithmetic of the engine.")
 @click.option(
@@ -39,7 +41,7 @@ threads = click.option("--threads", type=click.IntRange(min=1), help="Engine thr
 def build_engine(
     export: Path,
     bundle: Path,
-    backend: str,
+    backend: str | None,
     precision: str,
     activations: str,
     ndcg_drop: float | None,
@@ -54,7 +56,7 @@ def build_engine(
 
     \b
     Example:
-      edgerec build-engine student-export bundle --backend ort --precision int8
+      edgerec build-engine student-export bundle --precision int8
     """
     with needs("build"):
         from .builder import build_engine as run

@@ -22,6 +22,7 @@ from .features import NO_FEATURES, FeatureEncoder, FeatureSpec, check_golden
 from .manifest import Manifest
 from .ranker_batches import Batcher, Table
 from .ranker_candidates import Candidate, Candidates, sort_out
+from .ranker_deadline import Deadline, runner
 from .ranker_lanes import Lanes
 from .text import TextEncoder, TextSpec
 from .types import RankedList, UserProfile
@@ -64,7 +65,7 @@ class Ranker:
         self.manifest = manifest
         self.catalog = catalog
         self._text, self._features, self._engine = text, features, engine
-        self._ragged = engine if isinstance(engine, RaggedEngine) else None
+        self._ragged = isinstance(engine, RaggedEngine)
         self._lanes = Lanes(1 if self._ragged else lanes)
         self._batcher = Batcher(text.spec, features, lanes=self._lanes.count)
 
@@ -127,6 +128,7 @@ class Ranker:
         top_k: int = 10,
         user: UserProfile | None = None,
         context: Mapping[str, str] | None = None,
+        deadline_ms: float | None = None,
     ) -> RankedList:
         """The best `top_k` of the candidates, best first. No argument is changed.
 
@@ -137,13 +139,15 @@ class Ranker:
             Their order decides ties. An id that is unknown, or that came before, is listed in `RankedList.skipped`.
         top_k : at least 1; more than there are candidates returns all.
         user, context : what else the feature spec may read.
+        deadline_ms : milliseconds from now after which no further candidate is scored; None: all are. Those left out follow the scored
+            ones in their own order, with NaN as score; `RankedList.degraded` and `RankedList.reason` say so. It is never an error.
 
         Raises
         ------
         InputError : an argument of another type or value, or an id without a catalogue.
         EngineError : the engine failed, or the ranker is closed.
         """
-        clock = _Clock()
+        clock, deadline = _Clock(), Deadline.after(deadline_ms)
         try:
             wanted = operator.index(top_k)
         except TypeError as e:
@@ -154,16 +158,22 @@ class Ranker:
         clock.lap("lookup")
         top = _core.TopK(min(wanted, len(found.ids)))
         skipped = list(found.skipped)
-        for positions, logits in self._score(query, found, user, context, clock):
+        seen: list[NDArray[np.int64]] = []
+        for positions, logits in self._score(query, found, user, context, clock, deadline):
+            seen.append(positions)
             if top.push_at(logits, positions):
                 skipped += [(i, "score is NaN") for i in positions[np.isnan(logits)].tolist()]
         places, scores = top.finish()
+        late = found.left_out(seen) if deadline.ns else []
+        unscored = late[: wanted - len(places)]
         result = RankedList(
-            ids=tuple(map(found.ids.__getitem__, places.tolist())),
-            scores=scores,
+            ids=tuple(map(found.ids.__getitem__, [*places.tolist(), *unscored])),
+            scores=np.concatenate([scores, np.full(len(unscored), np.nan, np.float32)]) if unscored else scores,
             skipped=tuple((found.ids[i], reason) for i, reason in sorted(skipped)) if skipped else (),
             timings_us=clock.us,
             model_version=self.manifest.model_version,
+            degraded=bool(late),
+            reason=f"{len(late)} of {found.count} candidates were not scored within {deadline_ms:g} ms" if late else "",
         )
         clock.lap("select")
         return result
@@ -182,7 +192,7 @@ class Ranker:
         """
         found = sort_out(candidates, self.catalog)
         scores = np.full(len(found.ids), np.nan, np.float32)
-        for positions, logits in self._score(query, found, user, context, _Clock()):
+        for positions, logits in self._score(query, found, user, context, _Clock(), Deadline()):
             scores[positions] = logits
         for position, first in found.duplicates.items():
             scores[position] = scores[first]
@@ -200,28 +210,37 @@ class Ranker:
         self.close()
 
     def _score(
-        self, query: str, found: Candidates, user: UserProfile | None, context: Mapping[str, str] | None, clock: _Clock
+        self,
+        query: str,
+        found: Candidates,
+        user: UserProfile | None,
+        context: Mapping[str, str] | None,
+        clock: _Clock,
+        deadline: Deadline,
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Encode and score, batch by batch: yields places in the caller's list, int64 [B], and logits, float32 [B]."""
+        """Encode and score, batch by batch, while there is time: yields places in the caller's list, int64 [B], and logits, float32 [B]."""
         _check_request(query, user, context)
         query_tokens = self._text.encode_query(query)
         query_features = self._features.encode_query(query, user, context) if self._features else None
         batches: Callable[..., Iterator[list[tuple[NDArray[np.int64], Any]]]] = self._batcher.waves
-        run: Callable[[Any], NDArray[np.float32]] = self._engine.run
-        if self._ragged is not None:
-            batches, run = self._batcher.ragged, self._ragged.run_ragged
-        for table in self._tables(found):
+        if self._ragged:
+            batches = self._batcher.ragged
+        run = runner(self._engine, deadline)
+        for table in self._tables(found, deadline):
             for wave in batches(query_tokens, query_features, table):
                 clock.lap("encode")
-                logits = self._lanes.map(run, [batch for _, batch in wave])
+                results = self._lanes.map(run, [batch for _, batch in wave])
                 clock.lap("score")
-                yield from zip((positions for positions, _ in wave), logits, strict=True)
+                for (positions, _), (logits, done) in zip(wave, results, strict=True):
+                    yield (positions, logits) if done.all() else (positions[done], logits[done])
                 clock.lap("select")
+                if deadline.over:
+                    return
 
-    def _tables(self, found: Candidates) -> Iterator[Table]:
-        if self.catalog is not None and len(found.rows):
+    def _tables(self, found: Candidates, deadline: Deadline) -> Iterator[Table]:
+        if self.catalog is not None and len(found.rows) and not deadline.over:
             yield Table(found.row_positions, found.rows, *self.catalog.item_tokens, self.catalog.features)
-        if found.items:
+        if found.items and not deadline.over:
             tokens, offsets = self._text.encode_items([self._text.item_text(item) for item in found.items])
             features = self._features.encode_items(found.items) if self._features else NO_FEATURES
             yield Table(found.item_positions, np.arange(len(found.items)), tokens, offsets, features)

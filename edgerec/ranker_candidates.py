@@ -42,6 +42,20 @@ class Candidates:
     skipped: tuple[tuple[int, str], ...] = ()
     duplicates: Mapping[int, int] = field(default_factory=dict)
 
+    @property
+    def count(self) -> int:
+        """How many can be ranked."""
+        return len(self.rows) + len(self.items)
+
+    def left_out(self, scored: Iterable[NDArray[np.int64]]) -> list[int]:
+        """The positions, in order, of those that can be ranked and are not among the `scored`, int64 [B] each."""
+        missing = np.zeros(len(self.ids), np.bool_)
+        missing[slice(None) if self.row_positions is None else self.row_positions] = True
+        missing[self.item_positions] = True
+        for positions in scored:
+            missing[positions] = False
+        return list(map(int, np.flatnonzero(missing)))
+
 
 def sort_out(candidates: Iterable[Candidate], catalog: Catalog | None) -> Candidates:
     """Find every candidate, in the catalogue or in itself.

@@ -91,11 +91,13 @@ class RankedList:
 
     Attributes
     ----------
-    ids : the K best candidates, best first. Ties keep candidate order.
-    scores : float32 [K], the engine's logits; larger is better.
-    skipped : candidates that were not scored, as ``(id, reason)``.
+    ids : the K best candidates, best first. Ties keep candidate order. Those there was no time for follow, in candidate order.
+    scores : float32 [K], the engine's logits; larger is better. NaN for those there was no time for.
+    skipped : candidates that cannot be ranked, as ``(id, reason)``.
     timings_us : microseconds by stage: ``lookup encode score select total``.
     model_version : the bundle's identity, ``manifest.json: model_version``.
+    degraded : some candidates were not scored, for want of time.
+    reason : how many; empty when all were.
     """
 
     ids: tuple[str, ...]

@@ -100,14 +100,14 @@ def resumed(out: Path) -> list[str]:
 
 def serve(steps: Steps, data: Path, work: Path) -> None:
     """Exported student to bundles, catalogue, table and one ranked list."""
-    fp32, int8, catalog = work / "student-fp32", work / "student-int8", work / "catalog"
-    for bundle, precision in ((fp32, "fp32"), (int8, "int8")):
-        command = ["edgerec", "build-engine", work / "export", bundle, "--backend", "ort", "--precision", precision]
-        steps.run(f"engine {precision}", command, bundle)
+    fp32, int8, ort, catalog = work / "student-fp32", work / "student-int8", work / "student-ort-int8", work / "catalog"
+    for bundle, words in ((fp32, ["fp32"]), (int8, ["int8"]), (ort, ["int8", "--backend", "ort"])):
+        steps.run(f"engine {bundle.name}", ["edgerec", "build-engine", work / "export", bundle, "--precision", *words], bundle)
     steps.run("catalogue", ["edgerec", "build-catalog", find_corpus(data), int8, catalog], catalog)
     split = evaluation_split(data)
     table = ["--json", work / "table.json", "--report", work / "report.html"]
-    command = ["edgerec", "evaluate", "--data", data, "--split", split, "--model", work / "teacher", "--bundle", fp32, "--bundle", int8]
+    bundles = [word for bundle in (fp32, int8, ort) for word in ("--bundle", bundle)]
+    command = ["edgerec", "evaluate", "--data", data, "--split", split, "--model", work / "teacher", *bundles]
     steps.run(f"evaluation on {split}", [*command, "--latency", *table])
     query = example_query(data, split)
     steps.run("one query", ["edgerec", "rank", int8, "--catalog", catalog, "--query", query, "--top-k", "5"])

@@ -21,9 +21,9 @@ USER = UserProfile("u", {"acme": 1.0})
 SCORE_TOLERANCE = 1e-5  # fp32: another batch may sum in another order
 
 
-def make_shop(folder: Path) -> Path:
+def make_shop(folder: Path, backend: str = "ort") -> Path:
     """Folders ``export``, ``bundle`` and ``catalog`` in `folder`."""
     make_export(folder / "export")
-    build_engine(folder / "export", folder / "bundle")
+    build_engine(folder / "export", folder / "bundle", backend=backend)
     build_catalog(ITEMS, folder / "bundle", folder / "catalog")
     return folder

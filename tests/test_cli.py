@@ -170,7 +170,7 @@ def test_import_reads_the_publishers_files(tmp_path: Path) -> None:
 
 def test_build_engine_reports_parity_and_refuses_to_replace(served: Path) -> None:
     result = json.loads(ok("build-engine", served / "export", served / "other", "--precision", "int8", "--json").stdout)
-    assert result["precision"] == "int8"
+    assert (result["precision"], result["backend"]) == ("int8", "native")
     assert result["parity"]["rows"] > 0
     again = run("build-engine", served / "export", served / "other")
     assert again.exit_code == 1
@@ -221,13 +221,13 @@ def test_inspect_and_verify_say_what_a_bundle_is(served: Path) -> None:
 
 def test_verify_finds_a_changed_byte(served: Path, tmp_path: Path) -> None:
     ok("build-engine", served / "export", tmp_path / "bundle")
-    engine = tmp_path / "bundle" / "engine.onnx"
+    engine = tmp_path / "bundle" / "engine.bin"
     data = bytearray(engine.read_bytes())
     data[len(data) // 2] ^= 1
     engine.write_bytes(data)
     result = run("verify", tmp_path / "bundle")
     assert result.exit_code == 1
-    assert "engine.onnx" in result.stderr
+    assert "engine.bin" in result.stderr
 
 
 def test_bench_times_every_size(served: Path, shop: Path) -> None:

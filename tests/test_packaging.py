@@ -79,6 +79,11 @@ def test_wheel_holds_both_halves_and_no_c_source(dist: Path, wheel: Path) -> Non
     assert [name for name in names if name.endswith((".c", ".h")) or name.startswith(("training/", "tests/", "csrc/"))] == []
 
 
+def test_wheel_is_small(wheel: Path) -> None:
+    """Below 3 MB, and this one even has the debugger's symbols."""
+    assert wheel.stat().st_size < 3_000_000
+
+
 def test_wheel_works_away_from_the_sources(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
@@ -101,13 +106,17 @@ def test_version_is_stated_once() -> None:
 
 def test_runtime_dependencies_stay_few() -> None:
     names = {requirement.partition(">")[0] for requirement in PROJECT["dependencies"]}
-    assert names == {"numpy", "onnxruntime", "tokenizers", "click"}
+    assert names == {"numpy", "tokenizers", "click"}
+    extras = {extra: {r.partition(">")[0] for r in wanted} for extra, wanted in PROJECT["optional-dependencies"].items()}
+    assert extras["ort"] == {"onnxruntime"}
+    assert extras["build"] == {"onnx", "onnxruntime"}
+    assert extras["build"] < extras["train"]
 
 
 def test_every_requirement_is_pinned_in_constraints() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.partition("==")[0] for line in lines if not line.startswith("#")}
     extras = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *(r for extra in ("build", "train", "dev") for r in extras[extra])]
+    wanted = [*PROJECT["dependencies"], *(r for extra in ("ort", "build", "train", "dev") for r in extras[extra])]
     names = {requirement.partition(">")[0].partition("[")[0].lower() for requirement in wanted}
     assert names - pinned == set()

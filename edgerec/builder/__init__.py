@@ -6,8 +6,10 @@ from ..errors import MissingExtraError
 
 try:
     import onnx as _onnx  # noqa: F401
+
+    from ..engine import ort as _ort  # noqa: F401
 except ImportError as error:
-    raise MissingExtraError("onnx", "build") from error
+    raise MissingExtraError(getattr(error, "module", "onnx"), "build") from error
 
 from .build import BuildReport, build_engine
 from .parity import Parity, Tolerance, Tolerances

@@ -36,6 +36,7 @@ class BuildReport:
     Attributes
     ----------
     bundle : the folder written.
+    backend_reason : why this backend: it was asked for, or native runs the student, or why native does not.
     engine_bytes : size of the engine file.
     tolerance : the bounds it had to meet.
     reduced_range : int8 weights use 7 bits, because this CPU's 8-bit products saturate.
@@ -45,6 +46,7 @@ class BuildReport:
     bundle: Path
     model_version: str
     backend: str
+    backend_reason: str
     precision: str
     engine_bytes: int
     reduced_range: bool
@@ -58,6 +60,7 @@ class BuildReport:
             "bundle": str(self.bundle),
             "model_version": self.model_version,
             "backend": self.backend,
+            "backend_reason": self.backend_reason,
             "precision": self.precision,
             "engine_bytes": self.engine_bytes,
             "reduced_range": self.reduced_range,
@@ -71,7 +74,7 @@ def build_engine(
     export: str | os.PathLike[str],
     bundle: str | os.PathLike[str],
     *,
-    backend: str = "ort",
+    backend: str | None = None,
     precision: str = "fp32",
     activations: str = "token",
     tolerances: Tolerances | None = None,
@@ -84,7 +87,8 @@ def build_engine(
     ----------
     export : folder written by ``edgerec export``.
     bundle : folder to write; must not exist, unless ``replace`` is given and it is a bundle.
-    backend : ``ort`` (ONNX Runtime), ``native`` (the C engine: BERT-type students, int8 by token) or ``reference`` (numpy, the oracle).
+    backend : ``native`` (the C engine: BERT-type students, int8 by token), ``ort`` (ONNX Runtime: any student) or ``reference`` (numpy, the
+        oracle). None: ``native`` where it runs the student, else ``ort``; `BuildReport.backend_reason` says why.
     precision : ``fp32``; for ``ort`` and ``native`` also ``int8``.
     activations : for int8 on ``ort``, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is
         closer to fp32), ``batch`` (faster), ``static`` (ranges from the calibration sample); see `edgerec.builder.quantize.quantize_int8`.
@@ -95,7 +99,7 @@ def build_engine(
     ------
     BuildError : the export is not understood, a step fails, or the engine does not match the exported graph.
     """
-    if precision not in SUPPORTED.get(backend, ()):
+    if precision not in SUPPORTED.get(backend or "native", ()):
         known = "; ".join(f"{name}: {', '.join(precisions)}" for name, precisions in SUPPORTED.items())
         raise BuildError(f"backend {backend!r} with precision {precision!r} cannot be built; the builder knows {known}")
     if activations not in ACTIVATIONS:
@@ -108,8 +112,7 @@ def build_engine(
             bounds = tolerances or Tolerances().with_gate(source.model.get("gate") or {}, f"{export}: model.json")
             bounds = bounds.with_gate(gate or {}, "build_engine")
             reference = fp32_logits(source, bounds.export)
-        reduced = backend == "ort" and precision == "int8" and int8_saturates(cpu_flags(), platform.machine())
-        engine = _engine(source, backend, precision, clock, reduce_range=reduced, activations=activations)
+        backend, reason, engine = _engine(source, backend, precision, clock, activations)
         with clock.step("parity"), tempfile.TemporaryDirectory() as folder:
             # The draft is loaded by the code that will serve it: what is measured is what will run.
             draft = Path(folder) / "draft"
@@ -129,29 +132,42 @@ def build_engine(
         bundle=Path(bundle),
         model_version=manifest.model_version,
         backend=backend,
+        backend_reason=reason,
         precision=precision,
         engine_bytes=len(engine),
-        reduced_range=reduced,
+        reduced_range=backend == "ort" and precision == "int8" and _narrow(),
         parity=parity,
         tolerance=bounds.of(precision),
         timings_s=clock.seconds,
     )
 
 
-def _engine(export: Export, backend: str, precision: str, clock: _Clock, *, reduce_range: bool, activations: str) -> bytes:
+def _engine(export: Export, backend: str | None, precision: str, clock: _Clock, activations: str) -> tuple[str, str, bytes]:
+    """The backend, why it is this one, and its engine file."""
+    reason = "asked for"
+    if backend in (None, "native"):
+        try:
+            with clock.step("compile"):
+                return "native", reason if backend else "the native engine runs this student", native_engine(export, precision)
+        except BuildError as error:
+            if backend:
+                raise
+            reason = " ".join(str(error).split())
     if backend == "reference":
         with clock.step("compile"):
-            return reference_engine(export)
-    if backend == "native":
-        with clock.step("compile"):
-            return native_engine(export, precision)
+            return backend, reason, reference_engine(export)
     graph = export.graph
     if precision == "int8":
         with clock.step("quantize"):
             ranges = calibrate(graph, export.calibration.batch) if activations == "static" else None
-            graph = quantize_int8(graph, reduce_range=reduce_range, activations=activations, ranges=ranges)
+            graph = quantize_int8(graph, reduce_range=_narrow(), activations=activations, ranges=ranges)
     with clock.step("compile"):
-        return compile_graph(graph)
+        return "ort", reason, compile_graph(graph)
+
+
+def _narrow() -> bool:
+    """Whether ONNX Runtime's int8 weights get 7 bits here."""
+    return int8_saturates(cpu_flags(), platform.machine())
 
 
 class _Clock:

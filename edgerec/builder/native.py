@@ -189,7 +189,7 @@ class _Packer:
         return int(value.shape[0])
 
     def _refused(self, why: str) -> BuildError:
-        return BuildError(f"{self._what}: the native engine does not run this student: {why}; build it with --backend ort")
+        return BuildError(f"{self._what}: the native engine does not run this student: {why}; --backend ort will take it")
 
 
 def _check_operators(export: Export) -> None:
@@ -200,5 +200,5 @@ def _check_operators(export: Export) -> None:
             kind = f"{node.op_type} with the tanh approximation" if tanh_gelu else node.op_type
             raise BuildError(
                 f"{export.folder}: student.onnx: the native engine does not run operator {kind} (node {node.name!r:.80}); "
-                "build it with --backend ort"
+                "--backend ort will take it"
             )

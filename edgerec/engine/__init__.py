@@ -40,8 +40,19 @@ class Engine(Protocol):
 class RaggedEngine(Engine, Protocol):
     """An engine that computes nothing for padding, and so wants all rows of a query in one call, as they are."""
 
-    def run_ragged(self, batch: RaggedBatch) -> NDArray[np.float32]:
-        """Logits, float32 [B], the same as `run` of the rows padded. Raises EngineError."""
+    def run_ragged(self, batch: RaggedBatch, *, deadline_ns: int = 0, done: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+        """Logits, float32 [B], the same as `run` of the rows padded.
+
+        Parameters
+        ----------
+        batch : the rows.
+        deadline_ns : the `time.monotonic_ns` after which no further block of rows is begun; 0: none. Rows left out have NaN.
+        done : bool [B], is filled: whether a row was scored (its logit may be NaN by arithmetic).
+
+        Raises
+        ------
+        EngineError : as `run`; never because of time.
+        """
         ...
 
 

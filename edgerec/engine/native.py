@@ -24,10 +24,13 @@ def _score(
     starts: NDArray[np.int64],
     lengths: NDArray[np.int64],
     batch: Batch | RaggedBatch,
+    *,
+    deadline_ns: int = 0,
+    done: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
     features = np.ascontiguousarray(batch.feature_ids).reshape(-1), np.ascontiguousarray(batch.feature_weights).reshape(-1)
     try:
-        return encoder.score(ids, types, starts, lengths, *features)
+        return encoder.score(ids, types, starts, lengths, *features, deadline_ns=deadline_ns, done=done)
     except InputError as error:
         raise EngineError(f"batch: {error}") from error
     except MemoryError as error:
@@ -88,11 +91,11 @@ class NativeEngine:
         ids, types = (np.ascontiguousarray(array).reshape(-1) for array in (batch.input_ids, batch.token_type_ids))
         return _score(encoder, ids, types, starts, lengths, batch)
 
-    def run_ragged(self, batch: RaggedBatch) -> NDArray[np.float32]:
-        """Logits, float32 [B]. Raises EngineError."""
+    def run_ragged(self, batch: RaggedBatch, *, deadline_ns: int = 0, done: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+        """Logits, float32 [B], of the rows there was time for. See `edgerec.engine.RaggedEngine`. Raises EngineError."""
         encoder = self._open_encoder()
         self._limits.check_ragged(batch)
-        return _score(encoder, batch.ids, batch.types, batch.starts, batch.lengths, batch)
+        return _score(encoder, batch.ids, batch.types, batch.starts, batch.lengths, batch, deadline_ns=deadline_ns, done=done)
 
     def close(self) -> None:
         """Release the model and its threads; runs in flight finish first."""

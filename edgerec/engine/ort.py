@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Manifest, read_file
-from ..errors import EngineError
+from ..errors import EngineError, MissingExtraError
 from ..types import Batch
 from . import Limits
 from .machine import usable_cores
@@ -25,7 +25,10 @@ from .machine import usable_cores
 # A host that wants it sets the variable to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime as ort
+try:
+    import onnxruntime as ort
+except ModuleNotFoundError as error:
+    raise MissingExtraError("onnxruntime", "ort") from error
 
 __all__ = ["OrtEngine", "ort"]
 

@@ -23,7 +23,7 @@ from edgerec.engine import Engine, open_engine
 from edgerec.errors import BuildError
 from edgerec.types import Batch
 
-KINDS = [("ort", "fp32"), ("ort", "int8"), ("reference", "fp32")]
+KINDS = [("native", "fp32"), ("native", "int8"), ("ort", "fp32"), ("ort", "int8"), ("reference", "fp32")]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_built_bundle_verifies_serves_and_says_how_well_it_matches(tmp_path: P
 
 
 def test_the_report_is_plain_json(export: Path, tmp_path: Path) -> None:
-    report = build_engine(export, tmp_path / "bundle", precision="int8")
+    report = build_engine(export, tmp_path / "bundle", precision="int8", backend="ort")
     assert isinstance(report, BuildReport)
     shown = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert shown["engine_bytes"] == (tmp_path / "bundle" / "engine.onnx").stat().st_size
@@ -73,24 +73,24 @@ def test_the_same_export_gives_the_same_files_and_version(export: Path, tmp_path
 
 
 def test_the_version_follows_engine_features_and_tokenizer(export: Path, own: Path, tmp_path: Path) -> None:
-    base = build_engine(export, tmp_path / "base").model_version
-    assert build_engine(export, tmp_path / "int8", precision="int8").model_version != base
+    base = build_engine(export, tmp_path / "base", backend="ort").model_version
+    assert build_engine(export, tmp_path / "int8", precision="int8", backend="ort").model_version != base
     model = json.loads((own / "model.json").read_text())
     model["features"]["seed"] = 1
     (own / "model.json").write_text(json.dumps(model))
-    assert build_engine(own, tmp_path / "seed").model_version != base
+    assert build_engine(own, tmp_path / "seed", backend="ort").model_version != base
 
 
 def test_a_tower_that_shares_content_shares_the_content_id(export: Path, tmp_path: Path) -> None:
     for precision in ("fp32", "int8"):
-        build_engine(export, tmp_path / precision, precision=precision)
+        build_engine(export, tmp_path / precision, precision=precision, backend="ort")
     assert verify_bundle(tmp_path / "fp32").content_id == verify_bundle(tmp_path / "int8").content_id
 
 
 def test_int8_is_smaller_and_fp32_is_exact(tmp_path: Path) -> None:
     export = make_export(tmp_path / "export", hidden=64)
-    fp32 = build_engine(export, tmp_path / "fp32")
-    int8 = build_engine(export, tmp_path / "int8", precision="int8")
+    fp32 = build_engine(export, tmp_path / "fp32", backend="ort")
+    int8 = build_engine(export, tmp_path / "int8", precision="int8", backend="ort")
     assert int8.engine_bytes < 0.55 * fp32.engine_bytes
     assert fp32.parity.max_abs_diff < 1e-4
     assert 0 < int8.parity.mean_abs_diff < 0.1
@@ -98,24 +98,64 @@ def test_int8_is_smaller_and_fp32_is_exact(tmp_path: Path) -> None:
 
 
 def test_int8_by_token_is_closer_and_knows_no_company(export: Path, tmp_path: Path) -> None:
-    batch, token = (build_engine(export, tmp_path / kind, precision="int8", activations=kind).parity for kind in ("batch", "token"))
+    batch, token = (
+        build_engine(export, tmp_path / kind, precision="int8", activations=kind, backend="ort").parity for kind in ("batch", "token")
+    )
     assert token.mean_abs_diff < batch.mean_abs_diff
     assert token.batch_max_abs_diff < 1e-4 < batch.batch_max_abs_diff
     with pytest.raises(BuildError, match="expected one of batch, token, static"):
-        build_engine(export, tmp_path / "x", precision="int8", activations="row")
+        build_engine(export, tmp_path / "x", precision="int8", activations="row", backend="ort")
 
 
 def test_static_int8_is_calibrated_and_knows_no_company(export: Path, tmp_path: Path) -> None:
-    static = build_engine(export, tmp_path / "static", precision="int8", activations="static").parity
-    batch = build_engine(export, tmp_path / "batch", precision="int8", activations="batch").parity
+    static = build_engine(export, tmp_path / "static", precision="int8", activations="static", backend="ort").parity
+    batch = build_engine(export, tmp_path / "batch", precision="int8", activations="batch", backend="ort").parity
     assert static.batch_max_abs_diff < 1e-4 < batch.batch_max_abs_diff
     assert static.mean_abs_diff < 3 * batch.mean_abs_diff
 
 
 def test_the_fingerprint_says_where_and_with_what_it_was_built(export: Path, tmp_path: Path) -> None:
-    build_engine(export, tmp_path / "bundle")
+    build_engine(export, tmp_path / "bundle", backend="ort")
     fingerprint = verify_bundle(tmp_path / "bundle").fingerprint
     assert {"machine", "os", "cpu_flags", "onnxruntime", "onnx", "numpy", "edgerec", "graph"} <= fingerprint.keys()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_without_a_backend_native_is_built_where_it_runs_the_student(export: Path, tmp_path: Path, precision: str) -> None:
+    report = build_engine(export, tmp_path / "bundle", precision=precision)
+    assert (report.backend, report.backend_reason) == ("native", "the native engine runs this student")
+    assert verify_bundle(tmp_path / "bundle").backend == report.to_json()["backend"] == "native"
+    fingerprint = verify_bundle(tmp_path / "bundle").fingerprint
+    assert "onnxruntime" not in fingerprint
+    asked = build_engine(export, tmp_path / "asked", backend="native", precision=precision)
+    assert (asked.backend_reason, asked.model_version) == ("asked for", report.model_version)
+
+
+UNSUPPORTED = {
+    "operator": ({}, "does not run operator Einsum (node 'odd')"),
+    "hidden size": ({"hidden": 48}, "hidden size 48 is not a multiple of 32"),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_student_that_native_does_not_run_is_built_for_ort_and_the_report_says_why(tmp_path: Path, name: str) -> None:
+    shape, why = UNSUPPORTED[name]
+    export = make_export(tmp_path / "export", **shape)
+    if name == "operator":
+        graph = onnx.load(export / "student.onnx")
+        last = graph.graph.node[-1]
+        last.output[0] = "before"
+        graph.graph.node.append(onnx.helper.make_node("Einsum", ["before"], ["logits"], "odd", equation="i->i"))
+        onnx.save(graph, export / "student.onnx")
+    report = build_engine(export, tmp_path / "bundle")
+    assert report.backend == verify_bundle(tmp_path / "bundle").backend == "ort"
+    assert why in report.backend_reason
+    assert "\n" not in report.backend_reason
+    assert build_engine(export, tmp_path / "asked", backend="ort").backend_reason == "asked for"
+    with pytest.raises(BuildError, match="--backend ort will take it") as caught:
+        build_engine(export, tmp_path / "native", backend="native")
+    assert why in str(caught.value)
+    assert not (tmp_path / "native").exists()
 
 
 def scramble(graph: Path) -> None:
@@ -153,13 +193,13 @@ def test_one_nan_in_the_weights_is_refused(own: Path, tmp_path: Path, precision:
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     onnx.save(model, own / "student.onnx")
     with pytest.raises(BuildError, match="nan is above"):
-        build_engine(own, tmp_path / "bundle", precision=precision)
+        build_engine(own, tmp_path / "bundle", precision=precision, backend="ort")
 
 
 def test_a_gate_out_of_reach_refuses_and_leaves_nothing(export: Path, tmp_path: Path) -> None:
     strict = Tolerances(int8=Tolerance(max_abs_diff=1e-9, ndcg_drop=0.01, top_overlap=0.8, tau=0.9))
     with pytest.raises(BuildError, match=r"max \|dlogit\|"):
-        build_engine(export, tmp_path / "bundle", precision="int8", tolerances=strict)
+        build_engine(export, tmp_path / "bundle", precision="int8", tolerances=strict, backend="ort")
     assert os.listdir(tmp_path) == []
 
 
@@ -170,12 +210,12 @@ def test_an_existing_path_is_refused_before_any_work(tmp_path: Path) -> None:
 
 
 def test_replace_keeps_the_old_bundle_if_the_build_fails(export: Path, own: Path, tmp_path: Path) -> None:
-    built = build_engine(export, tmp_path / "bundle")
+    built = build_engine(export, tmp_path / "bundle", backend="ort")
     scramble(own / "student.onnx")
     with pytest.raises(BuildError):
-        build_engine(own, tmp_path / "bundle", replace=True)
+        build_engine(own, tmp_path / "bundle", replace=True, backend="ort")
     assert verify_bundle(tmp_path / "bundle").model_version == built.model_version
-    assert build_engine(export, tmp_path / "bundle", precision="int8", replace=True).precision == "int8"
+    assert build_engine(export, tmp_path / "bundle", precision="int8", replace=True, backend="ort").precision == "int8"
 
 
 @pytest.mark.parametrize(("backend", "precision"), [("ort", "fp64"), ("reference", "int8"), ("trt", "fp16"), ("", "")])
@@ -186,7 +226,7 @@ def test_what_cannot_be_built_is_named_with_what_can(export: Path, tmp_path: Pat
 
 def test_building_leaves_the_logging_of_the_host_alone(export: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     handlers, level = list(logging.root.handlers), logging.root.level
-    build_engine(export, tmp_path / "bundle", precision="int8")
+    build_engine(export, tmp_path / "bundle", precision="int8", backend="ort")
     assert (logging.root.handlers, logging.root.level) == (handlers, level)
     assert capfd.readouterr() == ("", "")
 
@@ -199,7 +239,7 @@ def test_without_onnx_the_extra_is_named() -> None:
 
 def test_a_cpu_that_saturates_gets_seven_bit_weights(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgerec.builder.build.int8_saturates", lambda *_: True)
-    assert build_engine(export, tmp_path / "narrow", precision="int8").reduced_range is True
+    assert build_engine(export, tmp_path / "narrow", precision="int8", backend="ort").reduced_range is True
     graph = onnx.load(tmp_path / "narrow" / "engine.onnx")
     products = {name for node in graph.graph.node if "MatMul" in node.op_type for name in node.input}
     weights = [numpy_helper.to_array(t) for t in graph.graph.initializer if t.data_type == onnx.TensorProto.INT8 and t.name in products]
@@ -230,10 +270,10 @@ def test_a_deliberately_damaged_engine_is_refused_by_its_ranking(
         int8=Tolerance(max_abs_diff=math.inf, ndcg_drop=0.01, top_overlap=0.0, tau=0.9),
     )
     with pytest.raises(BuildError, match=r"nDCG@10 drops by .* Kendall tau"):
-        build_engine(export, tmp_path / "bundle", precision=precision, tolerances=blind)
+        build_engine(export, tmp_path / "bundle", precision=precision, tolerances=blind, backend="ort")
     assert not (tmp_path / "bundle").exists()
     off = {"ndcg_drop": 1.0, "tau": -1.0}
-    assert build_engine(export, tmp_path / "bundle", precision=precision, tolerances=blind, gate=off).parity.tau < 0.9
+    assert build_engine(export, tmp_path / "bundle", precision=precision, tolerances=blind, gate=off, backend="ort").parity.tau < 0.9
 
 
 def test_an_engine_that_gives_nan_is_refused_and_counted(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +295,7 @@ def test_an_engine_that_gives_nan_is_refused_and_counted(export: Path, tmp_path:
 
     monkeypatch.setattr(build, "open_engine", lambda *a, **k: Broken(open_engine(*a, **k)))
     with pytest.raises(BuildError, match="21 of 96 logits are not finite"):
-        build_engine(export, tmp_path / "bundle")
+        build_engine(export, tmp_path / "bundle", backend="ort")
     assert not (tmp_path / "bundle").exists()
 
 
@@ -263,10 +303,10 @@ def test_the_recipes_gate_holds_unless_the_caller_sets_another(own: Path, tmp_pa
     model = json.loads((own / "model.json").read_text())
     (own / "model.json").write_text(json.dumps({**model, "gate": {"tau": 1.0, "nan_count": 0}}))
     with pytest.raises(BuildError, match=r"Kendall tau .* is below 1.000"):
-        build_engine(own, tmp_path / "bundle", precision="int8")
-    report = build_engine(own, tmp_path / "bundle", precision="int8", gate={"tau": 0.5})
+        build_engine(own, tmp_path / "bundle", precision="int8", backend="ort")
+    report = build_engine(own, tmp_path / "bundle", precision="int8", gate={"tau": 0.5}, backend="ort")
     assert report.to_json()["tolerance"] == {"max_abs_diff": None, "ndcg_drop": 0.01, "top_overlap": 0.8, "tau": 0.5, "nan_count": 0}
     for gate in ({"tau": 7}, {"speed": 1}, [1]):
         (own / "model.json").write_text(json.dumps({**model, "gate": gate}))
         with pytest.raises(BuildError, match="gate"):
-            build_engine(own, tmp_path / "other")
+            build_engine(own, tmp_path / "other", backend="ort")

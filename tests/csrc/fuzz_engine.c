@@ -74,7 +74,7 @@ static void fuzz_rows(const edr_model *m)
         for (int64_t i = 0; i < r.in.rows; i++) tokens += r.in.lengths[i];
         /* The scalar kernels are slow under sanitizers: they get short rows, now and then. */
         const int isa = tokens < 40 && random_below(&rng, 4) == 0 ? EDR_ISA_SCALAR : edr_isa_best();
-        CHECK(at == -7 && edr_score_all(m, &r.in, isa, NULL, 0, &room, size, logits, &at) == EDR_OK);
+        CHECK(at == -7 && edr_score_all(m, &r.in, isa, NULL, 0, &room, size, 0, logits, NULL, &at) == EDR_OK);
         free(logits);
         free(whole);
         scored++;

@@ -47,6 +47,55 @@ static void test_cuts(int int8, int features, int pooler)
     free(f.whole);
 }
 
+/*
+ * What rows have in common is computed once, and no row can tell: `common` tokens in front of all rows or, if `odd` is
+ * above 0, of all but the last, which has only `odd` of them.
+ */
+static void test_common(int int8, int layers, int64_t common, int64_t most, int64_t odd)
+{
+    enum { MANY = 70 }; /* more than a chunk */
+    engine_file f = build_file(int8, 0, 0);
+    edr_model m;
+    void *mapped, *whole;
+    CHECK(edr_model_open(sealed(&f, &mapped), f.size, &m, NULL) == EDR_OK);
+    m.layers = layers; /* with one layer the first is the last */
+    rows r;
+    make_rows(&r, MANY, 0, 11);
+    uint64_t state = 12;
+    int32_t *ids = exact_room((size_t)(MANY * POSITIONS) * 4), *types = exact_room((size_t)(MANY * POSITIONS) * 4);
+    for (int64_t i = 0; i < MANY; i++) {
+        r.starts[i] = i * POSITIONS;
+        r.lengths[i] = common + random_below(&state, most - common + 1);
+        if (r.lengths[i] == 0) r.lengths[i] = 1;
+        for (int64_t t = 0; t < POSITIONS; t++) {
+            const int64_t from = t < common ? t : i * POSITIONS + t;
+            ids[i * POSITIONS + t] = (int32_t)((from * 7 + from / 3) % VOCAB);
+            types[i * POSITIONS + t] = (int32_t)(from / 5 % TYPES);
+        }
+    }
+    if (odd > 0) types[(MANY - 1) * POSITIONS + odd] ^= 1;
+    r.in.ids = ids, r.in.types = types, r.in.size = MANY * POSITIONS;
+    CHECK(edr_inputs_check(&m, &r.in, NULL) == EDR_OK);
+    const int64_t size = edr_score_room(&m);
+    void *room = aligned_room(size, &whole);
+    float *alone = exact_room(MANY * 4), *together = exact_room(MANY * 4);
+    for (int isa = 0; isa < EDR_ISA_COUNT; isa++) {
+        if (!edr_isa_supported(isa) || (isa == EDR_ISA_SCALAR && most > 40)) continue; /* too slow under sanitizers */
+        for (int64_t i = 0; i < MANY; i++) CHECK(edr_score(&m, &r.in, i, i + 1, isa, room, size, alone) == EDR_OK);
+        memset(room, 0xFF, (size_t)size);
+        CHECK(edr_score(&m, &r.in, 0, MANY, isa, room, size, together) == EDR_OK);
+        CHECK(memcmp(alone, together, MANY * 4) == 0);
+    }
+    free(alone);
+    free(together);
+    free(ids);
+    free(types);
+    free(whole);
+    free(mapped);
+    free_rows(&r);
+    free(f.whole);
+}
+
 /* The id of a slot without weight may be anything, and changes no bit; NaN in a row's weights spoils that row alone. */
 static void test_slots(int int8)
 {
@@ -157,7 +206,17 @@ static void test_lengths(void)
 int main(void)
 {
     for (int kind = 0; kind < 8; kind++) test_cuts(kind & 1, kind >> 1 & 1, kind >> 2);
-    for (int int8 = 0; int8 < 2; int8++) test_slots(int8);
+    for (int int8 = 0; int8 < 2; int8++) {
+        test_slots(int8);
+        for (int layers = 1; layers <= LAYERS; layers++) {
+            test_common(int8, layers, 0, 20, 0);   /* nothing in common */
+            test_common(int8, layers, 6, 20, 0);   /* a query and its item */
+            test_common(int8, layers, 6, 20, 4);   /* but for one row */
+            test_common(int8, layers, 1, 3, 0);    /* rows that end where the others go on */
+            test_common(int8, layers, 14, 14, 0);  /* all of every row */
+            test_common(int8, layers, 100, 150, 0); /* more than is shared, rows longer than a block */
+        }
+    }
     test_inputs();
     test_lengths();
     return check_report();

@@ -83,7 +83,7 @@ def test_a_pooler_is_used_where_there_is_one(tmp_path: Path) -> None:
     without = make_export(tmp_path / "b")
     for name, export in (("a", with_pooler), ("b", without)):
         build_engine(export, tmp_path / f"{name}-reference", backend="reference")
-        build_engine(export, tmp_path / f"{name}-ort")
+        build_engine(export, tmp_path / f"{name}-ort", backend="ort")
     batch = Batch(**random_rows(np.random.default_rng(0), 8, vocab=110, features=True))
     logits = {name: open_engine(tmp_path / name).run(batch) for name in ("a-reference", "a-ort", "b-reference")}
     np.testing.assert_allclose(logits["a-ort"], logits["a-reference"], rtol=0, atol=2e-5)

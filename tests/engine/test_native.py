@@ -9,11 +9,13 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -318,6 +320,21 @@ def test_ragged_rows_have_the_bits_of_padded_ones(opened: RaggedEngine, seed: in
     np.testing.assert_array_equal(opened.run_ragged(ragged(batch)), opened.run(batch))
 
 
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_rows_that_begin_alike_have_the_bits_of_rows_alone(opened: RaggedEngine, data: st.DataObject) -> None:
+    """What candidates share with the query is computed once; none of them can tell."""
+    common, count = data.draw(st.integers(0, 32)), data.draw(st.integers(1, 70))
+    batch = rows(count, seed=data.draw(st.integers(0, 1000)))
+    odd = data.draw(st.sampled_from([None, "input_ids", "token_type_ids"]))
+    for name in ("input_ids", "token_type_ids", "attention_mask"):
+        getattr(batch, name)[:, :common] = getattr(batch, name)[:1, :common] if name != "attention_mask" else 1
+    if odd and common:  # one row is not like the others, in one token or its type
+        getattr(batch, odd)[-1, data.draw(st.integers(0, common - 1))] ^= 1
+    alone = np.concatenate([opened.run_ragged(ragged(part(batch, np.array([i])))) for i in range(count)])
+    np.testing.assert_array_equal(opened.run_ragged(ragged(batch)), alone)
+
+
 WRONG = {
     "a row too long": {"lengths": lambda a: np.full_like(a, 33)},
     "a row past the end": {"starts": lambda a: a + 1},
@@ -347,6 +364,46 @@ def test_a_wrong_ragged_batch_is_an_engine_error(opened: RaggedEngine, name: str
     assert opened.run_ragged(batch).shape == (5,)
 
 
+@settings(max_examples=25, deadline=None)
+@given(share=st.floats(0, 1.2), count=st.integers(1, 80))
+def test_rows_in_time_have_their_bits_and_the_others_nan(opened: RaggedEngine, share: float, count: int) -> None:
+    batch = ragged(rows(count, seed=3))
+    begun = time.monotonic_ns()
+    expected = opened.run_ragged(batch)
+    spent = time.monotonic_ns() - begun
+    done = np.zeros(count, np.bool_)
+    found = opened.run_ragged(batch, deadline_ns=time.monotonic_ns() + int(spent * share), done=done)
+    np.testing.assert_array_equal(found[done], expected[done])
+    assert np.isnan(found[~done]).all()
+
+
+def test_a_deadline_in_the_past_scores_nothing_and_one_far_away_all(opened: RaggedEngine) -> None:
+    batch = ragged(rows(40))
+    done = np.ones(40, np.bool_)
+    assert np.isnan(opened.run_ragged(batch, deadline_ns=1, done=done)).all()
+    assert not done.any()
+    np.testing.assert_array_equal(opened.run_ragged(batch, deadline_ns=2**63 - 1, done=done), opened.run_ragged(batch))
+    assert done.all()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"deadline_ns": -1},
+        {"deadline_ns": 1.5},
+        {"deadline_ns": 2**63},
+        {"done": np.zeros(4, np.bool_)},
+        {"done": np.zeros(5, np.uint8)},
+        {"done": np.broadcast_to(np.zeros(1, np.bool_), 5)},
+        {"done": np.frombuffer(bytes(5), np.bool_)},
+    ],
+    ids=["negative", "a float", "too late", "of other rows", "no bool", "not contiguous", "read-only"],
+)
+def test_a_wrong_deadline_or_mask_is_an_engine_error(opened: RaggedEngine, how: dict[str, Any]) -> None:
+    with pytest.raises(EngineError, match=next(iter(how))):
+        opened.run_ragged(ragged(rows(5)), **how)
+
+
 def test_a_closed_engine_takes_no_ragged_rows(bundle: Path) -> None:
     engine = open_engine(bundle)
     engine.close()
@@ -364,7 +421,7 @@ def test_the_ranker_gives_all_rows_in_one_call_and_ranks_as_the_reference_does(
     calls: list[int] = []
     run = NativeEngine.run_ragged
     with Ranker.open(bundle, catalog=tmp_path / "catalog") as native, Ranker.open(tmp_path / "reference") as slow:
-        monkeypatch.setattr(NativeEngine, "run_ragged", lambda self, batch: (calls.append(batch.size), run(self, batch))[1])
+        monkeypatch.setattr(NativeEngine, "run_ragged", lambda self, batch, **how: (calls.append(batch.size), run(self, batch, **how))[1])
         scores = native.score("red oak lamp", candidates)
         expected = slow.score("red oak lamp", items)
         assert calls == [50, 10]

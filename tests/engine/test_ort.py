@@ -52,7 +52,7 @@ print(os.environ["ORT_DISABLE_TELEMETRY"], sorted(os.listdir(sys.argv[1])))
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ort")
-    build_engine(make_export(root / "export"), root / "bundle")
+    build_engine(make_export(root / "export"), root / "bundle", backend="ort")
     return root / "bundle"
 
 

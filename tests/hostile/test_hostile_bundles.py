@@ -19,7 +19,7 @@ from .broken import DAMAGE, FORGED
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hostile")
-    build_engine(make_export(root / "export"), root / "bundle")
+    build_engine(make_export(root / "export"), root / "bundle", backend="ort")
     return root / "bundle"
 
 

@@ -191,7 +191,9 @@ def test_pruning_again_gives_the_same_weights_and_a_broken_off_run_goes_on(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize(("backend", "precision"), [("ort", "fp32"), ("ort", "int8"), ("reference", "fp32")])
+@pytest.mark.parametrize(
+    ("backend", "precision"), [("native", "fp32"), ("native", "int8"), ("ort", "fp32"), ("ort", "int8"), ("reference", "fp32")]
+)
 def test_a_pruned_student_exports_and_builds_with_every_backend(exported: Path, tmp_path: Path, backend: str, precision: str) -> None:
     build_engine(exported, tmp_path / "bundle", backend=backend, precision=precision, tolerances=LOOSE)
     arrays = read_arrays((exported / "calibration.npz").read_bytes(), "calibration")

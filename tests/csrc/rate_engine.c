@@ -1,0 +1,104 @@
+/* cc -std=c11 -O3 -Icsrc tests/csrc/rate_engine.c csrc/[a-z]*.c -lm -lpthread -o rate_engine
+ * rate_engine [isa]: what the processor's int8 units give, for the floor in benchmarks/bench_engine.py. Prints the 1e9 operations
+ * a second (a multiply-add is two) of the best of a few products whose operands lie in the cache: the engine's own, in
+ * several shapes, and a bare loop of dot products, which has nothing to do with its sums. */
+#include "check.h"
+#include "engine_kernels.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define BARE 1
+#endif
+
+enum { MOST_K = 1024, MOST_ROWS = 96, SPAN = 20000000 /* ns a measurement */, TRIES = 5 };
+
+static uint8_t x[MOST_ROWS * MOST_K];
+static int8_t w[2 * EDR_PANEL * MOST_K];
+static float scales[MOST_ROWS + 2 * EDR_PANEL], out[MOST_ROWS * 2 * EDR_PANEL];
+
+#ifdef BARE
+/* 6 rows x 64 columns: 24 sums, 4 vectors of weights and one of inputs in registers; nothing is kept but that it was done. */
+#define EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+#define ZERO(r) __m512i a##r = _mm512_setzero_si512(), b##r = a##r, c##r = a##r, d##r = a##r;
+#define STEP(r)                                   \
+    memcpy(&four, x + r * k + i, 4);              \
+    spread = _mm512_set1_epi32(four);             \
+    a##r = _mm512_dpbusd_epi32(a##r, spread, w0); \
+    b##r = _mm512_dpbusd_epi32(b##r, spread, w1); \
+    c##r = _mm512_dpbusd_epi32(c##r, spread, w2); \
+    d##r = _mm512_dpbusd_epi32(d##r, spread, w3);
+#define KEEP(r) __asm__ volatile("" : : "v"(a##r), "v"(b##r), "v"(c##r), "v"(d##r));
+
+__attribute__((target("avx512f,avx512vnni"))) static void bare(int64_t k)
+{
+    EACH_ROW(ZERO)
+    const int8_t *b = w;
+    for (int64_t i = 0; i < k; i += 4, b += 256) {
+        const __m512i w0 = _mm512_loadu_si512(b), w1 = _mm512_loadu_si512(b + 64), w2 = _mm512_loadu_si512(b + 128),
+                      w3 = _mm512_loadu_si512(b + 192);
+        int32_t four;
+        __m512i spread;
+        EACH_ROW(STEP)
+    }
+    EACH_ROW(KEEP)
+}
+#endif
+
+/* One product: the engine's when rows is above 0, else the bare loop. Returns its multiply-adds. */
+static double once(const edr_engine_kernels *kernels, int64_t k, int64_t rows, int64_t panels)
+{
+#ifdef BARE
+    if (rows == 0) {
+        bare(k);
+        return 6.0 * 64.0 * (double)k;
+    }
+#endif
+    const edr_linear weights = {w, scales, scales, scales, k, panels * EDR_PANEL};
+    const edr_rows in = {x, scales, scales};
+    kernels->product_u8(&weights, 0, panels, &in, rows, out, panels * EDR_PANEL, EDR_STORE);
+    return (double)(k * rows * panels * EDR_PANEL);
+}
+
+static double rate(const edr_engine_kernels *kernels, int64_t k, int64_t rows, int64_t panels)
+{
+    double best = 0;
+    for (int i = 0; i < TRIES; i++) {
+        double work = 0;
+        const int64_t begin = edr_now();
+        int64_t spent = 0;
+        while (spent < SPAN / TRIES) {
+            for (int j = 0; j < 50; j++) work += once(kernels, k, rows, panels);
+            spent = edr_now() - begin;
+        }
+        best = 2 * work / (double)spent > best ? 2 * work / (double)spent : best;
+    }
+    return best;
+}
+
+int main(int argc, char **argv)
+{
+    int isa = edr_isa_best();
+    for (int i = 0; argc > 1 && i < EDR_ISA_COUNT; i++) {
+        if (strcmp(edr_isa_name(i), argv[1]) == 0) isa = i;
+    }
+    if (!edr_isa_supported(isa)) return 1;
+    const edr_engine_kernels *kernels = edr_engine_kernels_for(isa);
+    uint64_t state = 1;
+    for (size_t i = 0; i < sizeof x; i++) x[i] = (uint8_t)random_below(&state, 256);
+    for (size_t i = 0; i < sizeof w; i++) w[i] = (int8_t)(random_below(&state, 255) - 127);
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) scales[i] = 0.01f;
+    static const int64_t shapes[][3] = {{256, 48, 1}, {256, 96, 2}, {384, 96, 1}, {512, 48, 2}, {1024, 24, 1}, {1024, 12, 1}};
+    double best = 0;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        const double found = rate(kernels, shapes[i][0], shapes[i][1], shapes[i][2]);
+        best = found > best ? found : best;
+    }
+#ifdef BARE
+    for (int64_t k = 128; isa == EDR_ISA_AVX512_VNNI && k <= 512; k *= 2) {
+        const double found = rate(kernels, k, 0, 0);
+        best = found > best ? found : best;
+    }
+#endif
+    printf("%.1f\n", best);
+    return 0;
+}
