@@ -32,16 +32,17 @@ TARGET static ALWAYS_INLINE void FN(finish)(VF y, float *out, const int then)
 #undef TILES
 #define TILES(NAME, TILE, HEIGHT, THEN)                                                                                                  \
     TARGET static NEVER_INLINE void FN(NAME)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t begin, int64_t end, float *out, \
-                                             int64_t ldo)                                                                                \
+                                             int64_t ldo, const int32_t *start)                                                          \
     {                                                                                                                                    \
-        for (int64_t r = begin; r < end; r += HEIGHT) FN(TILE)(w, panel, x, r, out + r * ldo, ldo, HEIGHT, THEN);                        \
+        for (int64_t r = begin; r < end; r += HEIGHT) FN(TILE)(w, panel, x, r, out + r * ldo, ldo, start, HEIGHT, THEN);                 \
     }
 
 /* ----------------------------------------------------------------------------------------------------------- float32 */
 
 TARGET static ALWAYS_INLINE void FN(tile_f32)(const edr_linear *w, int64_t panel, const edr_rows *in, int64_t row, float *out, int64_t ldo,
-                                              const int rows, const int then)
+                                              const int32_t *start, const int rows, const int then)
 {
+    (void)start; /* the sums of float32 start at the bias */
     const int64_t k = w->inputs;
     const float *x = (const float *)in->data + row * k;
     const float *b = (const float *)w->weight + panel * k * EDR_PANEL, *bias = w->bias + panel * EDR_PANEL;
@@ -75,8 +76,8 @@ TARGET static void FN(product_f32)(const edr_linear *w, int64_t first, int64_t p
     static const tiles low[3] = {FN(low_store_f32), FN(low_gelu_f32), FN(low_add_f32)};
     const int64_t whole = m / TILE_F32 * TILE_F32;
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
-        tall[then](w, p, x, 0, whole, out, ldo);
-        low[then](w, p, x, whole, m, out, ldo);
+        tall[then](w, p, x, 0, whole, out, ldo, NULL);
+        low[then](w, p, x, whole, m, out, ldo, NULL);
     }
 }
 
@@ -85,16 +86,18 @@ TARGET static void FN(product_f32)(const edr_linear *w, int64_t first, int64_t p
 #ifdef DOT_TILE
 /*
  * x = least + scale u and w = column scale * q, so  x . w = scale * column scale * (u . q) + least * column sum.
- * u . q is exact in 32 bits (K <= 65536): the same integer whatever the instruction set.
+ * u . q is exact in 32 bits (K <= 65536): the same integer whatever the instruction set. START makes, once a panel, the
+ * numbers that DOT_TILE's sums start at, for sets whose products want them.
  */
 TARGET static ALWAYS_INLINE void FN(tile_u8)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, float *out, int64_t ldo,
-                                             const int rows, const int then)
+                                             const int32_t *start, const int rows, const int then)
 {
     const int64_t k = w->inputs;
     const int8_t *b = (const int8_t *)w->weight + panel * k * EDR_PANEL;
     const float *bias = w->bias + panel * EDR_PANEL, *scale = w->scale + panel * EDR_PANEL, *sums = w->sums + panel * EDR_PANEL;
     VI sum[TILE_ROWS][PARTS];
-    DOT_TILE(sum, (const uint8_t *)x->data + row * k, b, k, rows);
+    (void)start; /* for DOT_TILE, which may have no use for it */
+    DOT_TILE(sum, (const uint8_t *)x->data + row * k, b, k, rows, start);
     UNROLL for (int r = 0; r < rows; r++) {
         const VF by = SET1(x->scale[row + r]), from = SET1(x->least[row + r]);
         UNROLL for (int c = 0; c < PARTS; c++) {
@@ -122,9 +125,11 @@ TARGET static void FN(product_u8)(const edr_linear *w, int64_t first, int64_t pa
     static const tiles low[3] = {FN(low_store_u8), FN(low_gelu_u8), FN(low_add_u8)};
     const int64_t whole = m / TILE_U8 * TILE_U8, most = whole + (m - whole) / TILE_MID * TILE_MID;
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
-        tall[then](w, p, x, 0, whole, out, ldo);
-        mid[then](w, p, x, whole, most, out, ldo);
-        low[then](w, p, x, most, m, out, ldo);
+        int32_t start[EDR_PANEL];
+        START(start, (const int8_t *)w->weight + p * w->inputs * EDR_PANEL, w->inputs);
+        tall[then](w, p, x, 0, whole, out, ldo, start);
+        mid[then](w, p, x, whole, most, out, ldo, start);
+        low[then](w, p, x, most, m, out, ldo, start);
     }
 }
 #endif

@@ -1,7 +1,7 @@
 /*
  * vector.h: one vocabulary of float vectors, for the instruction set that EDR_VECTOR names. Private, and meant to be
- * included several times: engine_kernels.c sets EDR_VECTOR to 1, 8 or 16 lanes and gets the loops of
- * kernels_float.h and kernels_product.h compiled for scalar, AVX2 and AVX-512 code.
+ * included several times: engine_kernels.c sets EDR_VECTOR to 1, 4, 8 or 16 lanes and gets the loops of
+ * kernels_float.h and kernels_product.h compiled for scalar, NEON, AVX2 and AVX-512 code.
  *
  * VF, VI     a vector of VW float32 or int32
  * FN(name)   name with the instruction set's suffix;  TARGET   the attribute that switches the set on
@@ -85,6 +85,86 @@ static inline float pow2_scalar(float n)
     return power;
 }
 static inline uint8_t low_byte_scalar(float x) { return (uint8_t)(rounded_bits(x) & 255u); }
+
+#elif EDR_VECTOR == 4 /* ----------- NEON; EDR_DOT says which dot products go with it: none, dotprod's or i8mm's */
+
+#define VF float32x4_t
+#define VI int32x4_t
+#define VW 4
+#if EDR_DOT == 2
+#define FN(name) name##_neon_i8mm
+#define TARGET __attribute__((target("arch=armv8.2-a+i8mm")))
+#elif EDR_DOT == 1
+#define FN(name) name##_neon_dotprod
+#define TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#else
+#define FN(name) name##_neon
+#define TARGET
+#endif
+#define LOAD(p) vld1q_f32(p)
+#define STORE(p, v) vst1q_f32(p, v)
+#define LOADN(p, n) loadn_neon(p, n)
+#define STOREN(p, n, v) storen_neon(p, n, v)
+#define TURN 4
+#define TURN_BLOCK(from, ldf, to, ldt) turn_neon(from, ldf, to, ldt)
+#define SET1(x) vdupq_n_f32(x)
+#define PIN(v) __asm__("" : "+w"(v))
+#define ADD(a, b) vaddq_f32(a, b)
+#define SUB(a, b) vsubq_f32(a, b)
+#define MUL(a, b) vmulq_f32(a, b)
+#define DIV(a, b) vdivq_f32(a, b)
+#define FMA(a, b, c) vfmaq_f32(c, a, b)
+#define MIN(a, b) vminnmq_f32(a, b) /* of a number and a NaN it is the number */
+#define MAX(a, b) vmaxnmq_f32(a, b)
+#define SUM(v) vaddvq_f32(v)
+#define LEAST(v) vminnmvq_f32(v)
+#define MOST(v) vmaxnmvq_f32(v)
+#define TO_FLOAT(i) vcvtq_f32_s32(i)
+#define LOAD_S8(p) load_s8_neon(p)
+#define POW2(n) vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23))
+#define STORE_U8(p, v) store_u8_neon(p, v)
+
+#if EDR_DOT == 0 /* once for all three */
+static inline float32x4_t loadn_neon(const float *p, int64_t n)
+{
+    if (n >= 4) return vld1q_f32(p);
+    float32x4_t v = vsetq_lane_f32(p[0], vdupq_n_f32(0.0f), 0);
+    if (n > 1) v = vsetq_lane_f32(p[1], v, 1);
+    if (n > 2) v = vsetq_lane_f32(p[2], v, 2);
+    return v;
+}
+static inline void storen_neon(float *p, int64_t n, float32x4_t v)
+{
+    if (n >= 4) {
+        vst1q_f32(p, v);
+        return;
+    }
+    p[0] = vgetq_lane_f32(v, 0);
+    if (n > 1) p[1] = vgetq_lane_f32(v, 1);
+    if (n > 2) p[2] = vgetq_lane_f32(v, 2);
+}
+static inline void turn_neon(const float *from, int64_t ldf, float *to, int64_t ldt)
+{
+    const float32x4x2_t a = vtrnq_f32(vld1q_f32(from), vld1q_f32(from + ldf));
+    const float32x4x2_t b = vtrnq_f32(vld1q_f32(from + 2 * ldf), vld1q_f32(from + 3 * ldf));
+    for (int i = 0; i < 2; i++) { /* a.val[i] is 0i 1i 0(i+2) 1(i+2), row first; b.val[i] the same of rows 2 and 3 */
+        vst1q_f32(to + i * ldt, vcombine_f32(vget_low_f32(a.val[i]), vget_low_f32(b.val[i])));
+        vst1q_f32(to + (i + 2) * ldt, vcombine_f32(vget_high_f32(a.val[i]), vget_high_f32(b.val[i])));
+    }
+}
+static inline float32x4_t load_s8_neon(const int8_t *p)
+{
+    uint32_t four;
+    memcpy(&four, p, 4);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
+}
+static inline void store_u8_neon(uint8_t *p, float32x4_t v)
+{
+    const uint16x4_t words = vqmovn_u32(vcvtnq_u32_f32(v));
+    const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vqmovn_u16(vcombine_u16(words, words))), 0);
+    memcpy(p, &four, 4);
+}
+#endif
 
 #elif EDR_VECTOR == 8 /* ----------------------------------------- AVX2 and FMA, and AVX-VNNI where EDR_VNNI says so */
 
