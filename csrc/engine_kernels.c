@@ -1,5 +1,5 @@
 /*
- * engine_kernels.c: the encoder's loops for scalar, AVX2, AVX-VNNI, AVX-512, AVX-512 VNNI and NEON code.
+ * engine_kernels.c: the encoder's loops for scalar, AVX2, AVX-VNNI, AVX-512, AVX-512 VNNI, AVX-512 BF16 and NEON code.
  *
  * The loops are written once, in kernels_float.h and kernels_product.h, and compiled here once per instruction set
  * through a function attribute; only the integer dot products are spelled out for each. Tile heights are the largest
@@ -35,10 +35,19 @@
 typedef void (*tiles)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t begin, int64_t end, float *out, int64_t ldo,
                       const int32_t *start);
 
-#define TABLE(NAME, FLOATS, BYTES)                                                                                                    \
-    static const edr_engine_kernels NAME = {product_f32_##FLOATS, product_u8_##BYTES, quantise_##FLOATS, normalise_##FLOATS,           \
-                                            embed_##FLOATS,       attend_##FLOATS,    tanh_row_##FLOATS, add_scaled_##FLOATS,          \
-                                            dot_##FLOATS,         gelu_row_##FLOATS,  exp_row_##FLOATS};
+#define TABLE(NAME, FLOATS, BYTES, HALVES)                                                                                         \
+    static const edr_engine_kernels NAME = {product_f32_##FLOATS, product_u8_##BYTES, product_bf16_##HALVES, quantise_##FLOATS,    \
+                                            round_bf16_##FLOATS,  normalise_##FLOATS, embed_##FLOATS,        attend_##FLOATS,      \
+                                            tanh_row_##FLOATS,    add_scaled_##FLOATS, dot_##FLOATS,         gelu_row_##FLOATS,    \
+                                            exp_row_##FLOATS};
+
+static inline float widen(uint16_t bf16)
+{
+    const uint32_t bits = (uint32_t)bf16 << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
 
 /* ---- scalar ---- */
 
@@ -57,6 +66,7 @@ static inline void dot_tile_scalar(int32_t sum[1][EDR_PANEL], const uint8_t *x, 
 #define TILE_ROWS 1
 #define TILE_F32 1
 #define TILE_U8 1
+#define TILE_BF16 1
 #define TILE_MID 1
 #define START(start, b, k) ((void)(start))
 #define DOT_TILE(sum, x, b, k, rows, start) dot_tile_scalar(sum, x, b, k)
@@ -69,7 +79,7 @@ static inline void dot_tile_scalar(int32_t sum[1][EDR_PANEL], const uint8_t *x, 
 #undef TILE_MID
 #undef DOT_TILE
 
-TABLE(scalar_kernels, scalar, scalar)
+TABLE(scalar_kernels, scalar, scalar, scalar)
 
 #ifdef EDR_X86
 
@@ -115,6 +125,7 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
 #define TILE_ROWS 3
 #define TILE_F32 3
 #define TILE_U8 3
+#define TILE_BF16 2
 #define TILE_MID 1
 #define DOT_TILE(sum, x, b, k, rows, start)          \
     do {                                             \
@@ -129,7 +140,7 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
 #undef TILE_MID
 #undef DOT_TILE
 
-TABLE(avx2_kernels, avx2, avx2)
+TABLE(avx2_kernels, avx2, avx2, avx2)
 
 #ifdef EDR_HAS_AVX_VNNI
 
@@ -178,7 +189,7 @@ TARGET static ALWAYS_INLINE void dot_tile_avxvnni(__m256i sum[3][4], const uint8
 #undef TILE_MID
 #undef DOT_TILE
 
-TABLE(avxvnni_kernels, avxvnni, avxvnni)
+TABLE(avxvnni_kernels, avxvnni, avxvnni, avx2)
 #endif
 
 #undef EDR_VECTOR
@@ -188,10 +199,12 @@ TABLE(avxvnni_kernels, avxvnni, avxvnni)
 #include "vector.h"
 #define TILE_ROWS 12
 #define TILE_F32 12
+#define TILE_BF16 6
+#define TILE_MID 4
 #include "kernels_float.h"
 #include "kernels_product.h"
 
-TABLE(avx512_kernels, avx512, avx2)
+TABLE(avx512_kernels, avx512, avx2, avx512)
 
 /* ---- AVX-512 VNNI: four 8-bit products added to 32 bits in one instruction, without saturation ---- */
 
@@ -229,145 +242,54 @@ DOT(4)
 DOT(12)
 
 #define TILE_U8 12
-#define TILE_MID 4
 #define DOT_TILE(sum, x, b, k, rows, start) (rows == 12 ? dot_12_vnni(sum, x, b, k) : rows == 4 ? dot_4_vnni(sum, x, b, k) : dot_1_vnni(sum, x, b, k))
 #include "kernels_float.h"
 #include "kernels_product.h"
 
-TABLE(vnni_kernels, vnni, vnni)
+TABLE(vnni_kernels, vnni, vnni, avx512)
+
+#ifdef EDR_HAS_AVX512_BF16
+
+/* ---- AVX-512 BF16 beside VNNI: two products of bfloat16 added to a float32 in one instruction ---- */
+
+#define EDR_BF16
+#include "vector.h"
+
+#define BIAS(r) __m512 left##r = LOAD(bias), right##r = LOAD(bias + 16);
+#define PAIR(r)                                                             \
+    memcpy(&two, x + r * k + i, 4);                                         \
+    spread = (__m512bh)_mm512_set1_epi32(two);                              \
+    left##r = _mm512_dpbf16_ps(left##r, spread, (__m512bh)b0);              \
+    right##r = _mm512_dpbf16_ps(right##r, spread, (__m512bh)b1);
+#define PAIRS(ROWS)                                                                                                            \
+    TARGET static ALWAYS_INLINE void pairs_##ROWS##_bf16(__m512 sum[12][2], const uint16_t *x, const uint16_t *b,              \
+                                                         const float *bias, int64_t k)                                         \
+    {                                                                                                                          \
+        EACH_##ROWS(BIAS)                                                                                                      \
+        for (int64_t i = 0; i < k; i += 2, b += 2 * EDR_PANEL) {                                                               \
+            const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 32);                                         \
+            int32_t two;                                                                                                       \
+            __m512bh spread;                                                                                                   \
+            EACH_##ROWS(PAIR)                                                                                                  \
+        }                                                                                                                      \
+        EACH_##ROWS(KEEP)                                                                                                      \
+    }
+PAIRS(1)
+PAIRS(4)
+PAIRS(12)
+
+#define TILE_BF16 12
+#define BF16_TILE(sum, x, b, bias, k, rows) \
+    (rows == 12 ? pairs_12_bf16(sum, x, b, bias, k) : rows == 4 ? pairs_4_bf16(sum, x, b, bias, k) : pairs_1_bf16(sum, x, b, bias, k))
+#include "kernels_float.h"
+#include "kernels_product.h"
+
+TABLE(avx512_bf16_kernels, avx512bf16, avx512bf16, avx512bf16)
+#endif
 #endif
 
 #ifdef EDR_ARM
-
-/* ---- NEON. Its products of bytes are of two signed ones, so u becomes u - 128, and the sums start at 128 times those of q ---- */
-
-#undef START
-#define START(start, b, k) start_neon(start, b, k)
-static void start_neon(int32_t start[EDR_PANEL], const int8_t *b, int64_t k)
-{
-    int32x4_t sum[8];
-    for (int c = 0; c < 8; c++) sum[c] = vdupq_n_s32(0);
-    for (int64_t i = 0; i < k; i += 4, b += 4 * EDR_PANEL) {
-        for (int c = 0; c < 8; c++) sum[c] = vpadalq_s16(sum[c], vpaddlq_s8(vld1q_s8(b + 16 * c)));
-    }
-    for (int c = 0; c < 8; c++) vst1q_s32(start + 4 * c, vshlq_n_s32(sum[c], 7));
-}
-
-#define EDR_VECTOR 4
-#define EDR_DOT 0
-#include "vector.h"
-
-/*
- * Products of 8 bits are whole in 16, and their pairs are added to 32 at once. A vector of sums holds two columns, two halves
- * each, which are added at the end. A quarter panel (8 columns) at a time: 3 rows x 4 sums.
- */
-TARGET static ALWAYS_INLINE void dot_quarter_neon(int32x4_t sum[3][8], int from, const uint8_t *x, const int8_t *b, int64_t k,
-                                                  const int32_t *start, const int rows)
-{
-    int32x4_t halves[3][4];
-    UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int c = 0; c < 4; c++) halves[r][c] = vdupq_n_s32(0);
-    }
-    for (int64_t i = 0; i < k; i += 4, b += 4 * EDR_PANEL) {
-        int8x8_t spread[3];
-        UNROLL for (int r = 0; r < rows; r++) {
-            uint32_t four;
-            memcpy(&four, x + r * k + i, 4);
-            spread[r] = vreinterpret_s8_u32(vdup_n_u32(four ^ 0x80808080u));
-        }
-        UNROLL for (int c = 0; c < 4; c++) {
-            const int8x8_t weights = vld1_s8(b + 8 * c);
-            UNROLL for (int r = 0; r < rows; r++) halves[r][c] = vpadalq_s16(halves[r][c], vmull_s8(spread[r], weights));
-        }
-    }
-    UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int c = 0; c < 2; c++) {
-            sum[r][from + c] = vaddq_s32(vld1q_s32(start + 4 * c), vpaddq_s32(halves[r][2 * c], halves[r][2 * c + 1]));
-        }
-    }
-}
-
-#define TILE_ROWS 3
-#define TILE_F32 3
-#define TILE_U8 3
-#define TILE_MID 1
-#define DOT_TILE(sum, x, b, k, rows, start)                                                                       \
-    do {                                                                                                          \
-        for (int part = 0; part < 4; part++) dot_quarter_neon(sum, 2 * part, x, (b) + 32 * part, k, (start) + 8 * part, rows); \
-    } while (0)
-#include "kernels_float.h"
-#include "kernels_product.h"
-#undef DOT_TILE
-
-TABLE(neon_kernels, neon, neon)
-
-#ifdef EDR_HAS_NEON_DOT
-
-/* ---- dotprod and i8mm: four 8-bit products added to 32 bits at once, of four bytes of x, a lane, with four of each of four
- * columns. dotprod's are of signed bytes; i8mm has them of unsigned with signed ones, and needs no START ---- */
-
-#define DOT_LANE(NAME, lane)                                                                                                \
-    UNROLL for (int c = 0; c < 8; c++) {                                                                                    \
-        const int8x16_t weights = vld1q_s8(b + 16 * c);                                                                     \
-        UNROLL for (int r = 0; r < rows; r++) s[r][c] = NAME(s[r][c], weights, four[r], lane);                              \
-    }                                                                                                                       \
-    b += 4 * EDR_PANEL;
-
-/* 3 rows x 8 sums, 3 of inputs, which are read 16 bytes at a time: 4 steps of k. */
-#define DOT_ROWS(NAME, BYTES, OF, FIRST)                                                                                    \
-    TARGET static ALWAYS_INLINE void FN(dot_tile)(int32x4_t sum[3][8], const uint8_t *x, const int8_t *b, int64_t k,        \
-                                                  const int32_t *start, const int rows)                                     \
-    {                                                                                                                       \
-        int32x4_t s[3][8];                                                                                                  \
-        BYTES four[3];                                                                                                      \
-        int64_t i = 0;                                                                                                      \
-        (void)start;                                                                                                        \
-        UNROLL for (int r = 0; r < rows; r++) {                                                                             \
-            UNROLL for (int c = 0; c < 8; c++) s[r][c] = FIRST;                                                             \
-        }                                                                                                                   \
-        for (; i + 16 <= k; i += 16) {                                                                                      \
-            UNROLL for (int r = 0; r < rows; r++) four[r] = OF(vld1q_u8(x + r * k + i));                                    \
-            DOT_LANE(NAME, 0) DOT_LANE(NAME, 1) DOT_LANE(NAME, 2) DOT_LANE(NAME, 3)                                         \
-        }                                                                                                                   \
-        for (; i < k; i += 4) {                                                                                             \
-            UNROLL for (int r = 0; r < rows; r++) {                                                                         \
-                uint32_t bytes;                                                                                             \
-                memcpy(&bytes, x + r * k + i, 4);                                                                           \
-                four[r] = OF(vreinterpretq_u8_u32(vdupq_n_u32(bytes)));                                                     \
-            }                                                                                                               \
-            DOT_LANE(NAME, 0)                                                                                               \
-        }                                                                                                                   \
-        UNROLL for (int r = 0; r < rows; r++) {                                                                             \
-            UNROLL for (int c = 0; c < 8; c++) {                                                                            \
-                PIN(s[r][c]);                                                                                               \
-                sum[r][c] = s[r][c];                                                                                        \
-            }                                                                                                               \
-        }                                                                                                                   \
-    }
-#define DOT_TILE(sum, x, b, k, rows, start) FN(dot_tile)(sum, x, b, k, start, rows)
-#define AS_SIGNED(u) vreinterpretq_s8_u8(veorq_u8(u, vdupq_n_u8(128)))
-#define AS_IS(u) (u)
-
-#undef EDR_DOT
-#define EDR_DOT 1
-#include "vector.h"
-DOT_ROWS(vdotq_laneq_s32, int8x16_t, AS_SIGNED, vld1q_s32(start + 4 * c))
-#include "kernels_float.h"
-#include "kernels_product.h"
-
-TABLE(neon_dotprod_kernels, neon_dotprod, neon_dotprod)
-
-#undef START
-#define START(start, b, k) ((void)(start))
-#undef EDR_DOT
-#define EDR_DOT 2
-#include "vector.h"
-DOT_ROWS(vsudotq_laneq_s32, uint8x16_t, AS_IS, vdupq_n_s32(0))
-#include "kernels_float.h"
-#include "kernels_product.h"
-
-TABLE(neon_i8mm_kernels, neon_i8mm, neon_i8mm)
-#endif
+#include "kernels_neon.h"
 #endif
 
 const edr_engine_kernels *edr_engine_kernels_for(int isa)
@@ -377,6 +299,9 @@ const edr_engine_kernels *edr_engine_kernels_for(int isa)
     case EDR_ISA_AVX2: return &avx2_kernels;
     case EDR_ISA_AVX512: return &avx512_kernels;
     case EDR_ISA_AVX512_VNNI: return &vnni_kernels;
+#endif
+#ifdef EDR_HAS_AVX512_BF16
+    case EDR_ISA_AVX512_BF16: return &avx512_bf16_kernels;
 #endif
 #ifdef EDR_HAS_AVX_VNNI
     case EDR_ISA_AVX_VNNI: return &avxvnni_kernels;

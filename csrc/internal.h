@@ -11,6 +11,10 @@
 #define EDR_HAS_AVX_VNNI 1
 #endif
 
+#if defined(__x86_64__) && defined(__GNUC__) && (defined(__clang__) || __GNUC__ >= 10)
+#define EDR_HAS_AVX512_BF16 1
+#endif
+
 /* Clang before 16 declares these intrinsics only where the whole file is compiled for them. */
 #if defined(__clang__)
 #define EDR_NEW_COMPILER (__clang_major__ >= 16)

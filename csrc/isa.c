@@ -23,6 +23,9 @@ int edr_isa_supported(int isa)
         __builtin_cpu_init();
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni");
 #endif
+#ifdef EDR_HAS_AVX512_BF16
+    case EDR_ISA_AVX512_BF16: return edr_isa_supported(EDR_ISA_AVX512_VNNI) && __builtin_cpu_supports("avx512bf16");
+#endif
 #ifdef EDR_HAS_AVX_VNNI
     case EDR_ISA_AVX_VNNI: return edr_isa_supported(EDR_ISA_AVX2) && __builtin_cpu_supports("avxvnni");
 #endif
@@ -39,8 +42,8 @@ int edr_isa_supported(int isa)
 
 int edr_isa_best(void)
 {
-    static const int order[] = {EDR_ISA_AVX512_VNNI, EDR_ISA_AVX512,       EDR_ISA_AVX_VNNI, EDR_ISA_AVX2,
-                                EDR_ISA_NEON_I8MM,   EDR_ISA_NEON_DOTPROD, EDR_ISA_NEON,     EDR_ISA_SCALAR};
+    static const int order[] = {EDR_ISA_AVX512_BF16, EDR_ISA_AVX512_VNNI,  EDR_ISA_AVX512, EDR_ISA_AVX_VNNI, EDR_ISA_AVX2,
+                                EDR_ISA_NEON_I8MM,   EDR_ISA_NEON_DOTPROD, EDR_ISA_NEON,   EDR_ISA_SCALAR};
     int i = 0;
     while (!edr_isa_supported(order[i])) i++;
     return order[i];
@@ -57,6 +60,7 @@ const char *edr_isa_name(int isa)
     case EDR_ISA_AVX_VNNI: return "avx_vnni";
     case EDR_ISA_NEON_DOTPROD: return "neon_dotprod";
     case EDR_ISA_NEON_I8MM: return "neon_i8mm";
+    case EDR_ISA_AVX512_BF16: return "avx512_bf16";
     default: return NULL;
     }
 }

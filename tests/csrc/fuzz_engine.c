@@ -10,7 +10,7 @@
 #define SMALLEST_MODEL
 #include "engine_file.h"
 
-enum { KINDS = 8 };
+enum { KINDS = 4 * KINDS_OF_WEIGHTS };
 static engine_file files[KINDS];
 
 static uint64_t rng;
@@ -127,7 +127,7 @@ static void fuzz_rows(const edr_model *m)
 /* One of the files, cut or damaged or neither; opened and, when that goes well, given rows to score. */
 static void fuzz_once(void)
 {
-    for (int i = 0; i < KINDS && files[i].bytes == NULL; i++) files[i] = build_file(i & 1, i >> 1 & 1, i >> 2);
+    for (int i = 0; i < KINDS && files[i].bytes == NULL; i++) files[i] = build_file(i % 3, i / 3 & 1, i / 6);
     const engine_file *good = &files[choose(KINDS)];
     const int64_t flips = choose(4) - 1;
     int64_t size = choose(6) == 1 ? choose(good->size + 1) : good->size;

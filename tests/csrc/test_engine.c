@@ -31,9 +31,9 @@ static void *call(void *argument)
     return NULL;
 }
 
-static void test_threads(int int8)
+static void test_threads(int weights)
 {
-    engine_file f = build_file(int8, 1, 1);
+    engine_file f = build_file(weights, 1, 1);
     edr_model m;
     void *mapped;
     CHECK(edr_model_open(sealed(&f, &mapped), f.size, &m, NULL) == EDR_OK);
@@ -78,7 +78,6 @@ static void test_threads(int int8)
 
 int main(void)
 {
-    test_threads(0);
-    test_threads(1);
+    for (int weights = 0; weights < KINDS_OF_WEIGHTS; weights++) test_threads(weights);
     return check_report();
 }

@@ -22,7 +22,10 @@ int main(void)
     CHECK(wide <= half && vnni <= wide);
     const int half_vnni = edr_isa_supported(EDR_ISA_AVX_VNNI);
     CHECK(half_vnni <= half);
-    CHECK(edr_isa_best() == (vnni        ? EDR_ISA_AVX512_VNNI
+    const int halves = edr_isa_supported(EDR_ISA_AVX512_BF16);
+    CHECK(halves <= vnni);
+    CHECK(edr_isa_best() == (halves      ? EDR_ISA_AVX512_BF16
+                             : vnni      ? EDR_ISA_AVX512_VNNI
                              : wide      ? EDR_ISA_AVX512
                              : half_vnni ? EDR_ISA_AVX_VNNI
                              : half      ? EDR_ISA_AVX2
