@@ -24,7 +24,13 @@ threads = click.option("--threads", type=click.IntRange(min=1), help="Engine thr
 @click.option(
     "--backend", default="ort", show_default=True, type=click.Choice(["ort", "native", "reference"]), help="What will run the model."
 )
-@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "int8"]), help="Arithmetic of the engine.")
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["fp32", "bf16", "int8"]),
+    help="Arithmetic of the engine; bf16 is the native engine's alone.",
+)
 @click.option("--ndcg-drop", type=float, help="Gate: how much nDCG@10 may be lost.  [default: the model's recipe, or the builder's]")
 @click.option("--tau", type=float, help="Gate: the least Kendall tau.")
 @click.option("--nan-count", type=int, help="Gate: how many logits may be NaN.")

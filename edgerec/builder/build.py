@@ -25,7 +25,7 @@ from .parity import Parity, Tolerance, Tolerances, fp32_logits, measure
 from .quantize import ACTIVATIONS, quantize_int8
 from .weights import reference_engine
 
-SUPPORTED = {"ort": ("fp32", "int8"), "native": ("fp32", "int8"), "reference": ("fp32",)}
+SUPPORTED = {"ort": ("fp32", "int8"), "native": ("fp32", "bf16", "int8"), "reference": ("fp32",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def build_engine(
     export : folder written by ``edgerec export``.
     bundle : folder to write; must not exist, unless ``replace`` is given and it is a bundle.
     backend : ``ort`` (ONNX Runtime), ``native`` (the C engine: BERT-type students, int8 by token) or ``reference`` (numpy, the oracle).
-    precision : ``fp32``; for ``ort`` and ``native`` also ``int8``.
+    precision : ``fp32``; for ``ort`` and ``native`` also ``int8``; for ``native`` also ``bf16``.
     activations : for int8 on ``ort``, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is
         closer to fp32) or ``batch`` (faster); see `edgerec.builder.quantize.quantize_int8`.
     tolerances : the parity gates; by default `Tolerances` with the bounds that the model's recipe sets (``model.json: gate``).
