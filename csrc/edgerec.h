@@ -62,9 +62,12 @@ typedef enum edr_isa {
     EDR_ISA_AVX512 = 2, /* AVX-512F is enough */
     EDR_ISA_NEON = 3,   /* every 64-bit ARM */
     EDR_ISA_AVX512_VNNI = 4,
-    EDR_ISA_AVX_VNNI = 5 /* AVX2 with 8-bit dot products; compiled in by GCC from 11 on */
+    EDR_ISA_AVX_VNNI = 5,     /* AVX2 with 8-bit dot products; compiled in by GCC from 11 on */
+    EDR_ISA_NEON_DOTPROD = 6, /* 8-bit dot products of signed bytes; Linux, GCC from 10 or Clang from 16 on */
+    EDR_ISA_NEON_I8MM = 7,    /* and of unsigned with signed ones; the same */
+    EDR_ISA_AVX512_BF16 = 8   /* AVX-512 VNNI, and products of bfloat16; compiled in by GCC from 10 on, and Clang */
 } edr_isa;
-#define EDR_ISA_COUNT 6
+#define EDR_ISA_COUNT 9
 
 /* 1 when the kernels were compiled in and this CPU (and operating system) runs them, else 0. */
 int edr_isa_supported(int isa);
@@ -72,7 +75,8 @@ int edr_isa_supported(int isa);
 /* The fastest supported one. */
 int edr_isa_best(void);
 
-/* "scalar", "avx2", "avx512", "neon", "avx512_vnni", "avx_vnni"; NULL for any other number. */
+/* "scalar", "avx2", "avx512", "neon", "avx512_vnni", "avx_vnni", "neon_dotprod", "neon_i8mm", "avx512_bf16"; NULL for any
+ * other number. */
 const char *edr_isa_name(int isa);
 
 /* --------------------------------------------------------------------------------------------------- hashing (hash.c)

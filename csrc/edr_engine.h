@@ -35,9 +35,9 @@ extern "C" {
 
 /* A linear layer y = x W + b as the kernels want it: 32 outputs are a panel, see kernels_product.h. All pointers lie in the file. */
 typedef struct edr_linear {
-    const void *weight;         /* float32 [N / 32, K, 32], or int8 [N / 32, K / 4, 32, 4] */
+    const void *weight;         /* float32 [N / 32, K, 32], int8 [N / 32, K / 4, 32, 4], or bfloat16 [N / 32, K / 2, 32, 2] */
     const float *bias;          /* [N] */
-    const float *scale, *sums;  /* int8: [N], of a column; its sum times its scale. NULL for float32 */
+    const float *scale, *sums;  /* int8: [N], of a column; its sum times its scale. Else NULL */
     int64_t inputs, outputs;    /* K, N */
 } edr_linear;
 
@@ -53,9 +53,9 @@ typedef struct edr_model {
     int64_t hidden, head_size, layers, vocab, positions, types;
     int64_t buckets, feature_width, feature_hidden; /* 0 without features */
     int64_t widest_inner, widest_heads;             /* the largest I, the largest A S */
-    int int8;                                       /* the layers' products are int8 */
+    int int8, bf16;                                 /* the layers' products are int8, or bfloat16, or (neither) float32 */
     int has_pooler;
-    const void *word;        /* [V, H], float32 or int8 */
+    const void *word;        /* [V, H], float32, int8 or bfloat16 */
     const float *word_scale; /* [V], int8 only */
     const float *position, *type, *embedding_norm;
     edr_layer layer[EDR_MAX_LAYERS];
@@ -76,6 +76,11 @@ typedef struct edr_model {
  * dtype, or a size of the model that this engine does not run).
  */
 edr_status edr_model_open(const void *data, int64_t size, edr_model *model, int64_t *at);
+
+/* The name of the section for which edr_model_open refuses these bytes, e.g. "layer03.up.weight"; "" for the header and the table,
+ * and when it refuses nothing. */
+#define EDR_NAME_ROOM 33
+void edr_model_fault(const void *data, int64_t size, char name[EDR_NAME_ROOM]);
 
 /* --------------------------------------------------------------------------------------------------- scoring (encoder.c) */
 

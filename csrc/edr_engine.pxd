@@ -19,6 +19,7 @@ cdef extern from "edr_engine.h" nogil:
     ctypedef struct edr_pool:
         pass
     int edr_model_open(const void *data, int64_t size, edr_model *model, int64_t *at)
+    void edr_model_fault(const void *data, int64_t size, char *name)
     int edr_row_lengths(const int32_t *mask, int64_t rows, int64_t width, int64_t *lengths, int64_t *at)
     int64_t edr_score_room(const edr_model *model)
     edr_pool *edr_pool_new(int64_t workers)

@@ -23,7 +23,7 @@
 #define SHARED 64 /* at most so many tokens in front of the rows are shared */
 #define WORTH 8   /* ... if they are at least one in eight: below, the copying costs more than it saves */
 
-/* An input of products: the float rows, and the same rows as u8 when the model is int8. */
+/* An input of products: the float rows as u8, or as bfloat16, when the model's products are. */
 typedef struct operand {
     uint8_t *u;
     float *scale, *least;
@@ -55,6 +55,9 @@ typedef struct run {
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* Bytes of a number of the layers' products, and of the word embeddings. */
+static int number_bytes(const edr_model *m) { return m->int8 ? 1 : m->bf16 ? 2 : 4; }
+
 /* ------------------------------------------------------------------------------------------------------- workspace */
 
 /* Lay the buffers of a run out from `base` on, each at a multiple of 64 bytes; returns the bytes they take. */
@@ -80,14 +83,15 @@ static int64_t lay_out(const edr_model *m, uint8_t *base, run *z)
     PLACE(features, float, CHUNK * m->feature_mlp.outputs);
     PLACE(common, float, SHARED * h);
     PLACE(given, float, SHARED * 3 * w);
-    if (m->int8) {
-        PLACE(wide.u, uint8_t, rows * wide);
+    if (m->int8 || m->bf16) {
+        const int bytes = number_bytes(m);
+        PLACE(wide.u, uint8_t, rows * wide * bytes);
         PLACE(wide.scale, float, rows);
         PLACE(wide.least, float, rows);
-        PLACE(narrow.u, uint8_t, CHUNK * wide);
+        PLACE(narrow.u, uint8_t, CHUNK * wide * bytes);
         PLACE(narrow.scale, float, CHUNK);
         PLACE(narrow.least, float, CHUNK);
-        PLACE(deep.u, uint8_t, SLAB * m->widest_inner);
+        PLACE(deep.u, uint8_t, SLAB * m->widest_inner * bytes);
         PLACE(deep.scale, float, SLAB);
         PLACE(deep.least, float, SLAB);
     }
@@ -106,6 +110,10 @@ int64_t edr_score_room(const edr_model *model)
 /* The float rows x [rows, n] as the left side of a layer's product. */
 static edr_rows left_side(const run *z, const float *x, int64_t n, int64_t rows, const operand *to)
 {
+    if (z->m->bf16) {
+        z->k->round_bf16(x, rows * n, (uint16_t *)(void *)to->u);
+        return (edr_rows){to->u, NULL, NULL};
+    }
     if (!z->m->int8) return (edr_rows){x, NULL, NULL};
     for (int64_t r = 0; r < rows; r++) z->k->quantise(x + r * n, n, to->u + r * n, to->scale + r, to->least + r);
     return (edr_rows){to->u, to->scale, to->least};
@@ -114,7 +122,7 @@ static edr_rows left_side(const run *z, const float *x, int64_t n, int64_t rows,
 static void product(const run *z, const edr_linear *w, int64_t first, int64_t outputs, const edr_rows *x, int64_t rows, float *out, int then)
 {
     const int64_t from = first / EDR_PANEL, panels = outputs / EDR_PANEL;
-    (z->m->int8 ? z->k->product_u8 : z->k->product_f32)(w, from, panels, x, rows, out, outputs, then);
+    (z->m->int8 ? z->k->product_u8 : z->m->bf16 ? z->k->product_bf16 : z->k->product_f32)(w, from, panels, x, rows, out, outputs, then);
 }
 
 static void normalise(const run *z, float *x, int64_t rows, const float *weight)
@@ -129,11 +137,12 @@ static float *embed(const run *z, int64_t row, int64_t from, int64_t to, float *
 {
     const edr_model *m = z->m;
     const int64_t h = m->hidden;
+    const int bytes = number_bytes(m);
     const int32_t *ids = z->in->ids + z->in->starts[row], *types = z->in->types + z->in->starts[row];
     for (int64_t t = from; t < to; t++, out += h) {
-        const void *word = (const uint8_t *)m->word + (int64_t)ids[t] * h * (m->int8 ? 1 : 4);
+        const void *word = (const uint8_t *)m->word + (int64_t)ids[t] * h * bytes;
         const float scale = m->int8 ? m->word_scale[ids[t]] : 1.0f;
-        z->k->embed(word, scale, m->int8, m->position + t * h, m->type + types[t] * h, h, out);
+        z->k->embed(word, bytes, scale, m->position + t * h, m->type + types[t] * h, h, out);
         z->k->normalise(out, h, m->embedding_norm);
     }
     return out;

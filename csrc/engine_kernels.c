@@ -1,9 +1,9 @@
 /*
- * engine_kernels.c: the encoder's loops for scalar, AVX2, AVX-VNNI, AVX-512 and AVX-512 VNNI code.
+ * engine_kernels.c: the encoder's loops for scalar, AVX2, AVX-VNNI, AVX-512, AVX-512 VNNI, AVX-512 BF16 and NEON code.
  *
  * The loops are written once, in kernels_float.h and kernels_product.h, and compiled here once per instruction set
  * through a function attribute; only the integer dot products are spelled out for each. Tile heights are the largest
- * whose sums fit the registers: 32 of 512 bits hold 12 rows x 2 vectors, 16 of 256 bits 3 rows x 4.
+ * whose sums fit the registers: 32 of 512 bits hold 12 rows x 2 vectors, 16 of 256 bits 3 rows x 4, 32 of 128 bits 3 x 8.
  */
 #include "engine_kernels.h"
 
@@ -14,6 +14,9 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define EDR_X86 1
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#define EDR_ARM 1
 #endif
 
 #if defined(__GNUC__)
@@ -29,12 +32,22 @@
 #define UNROLL
 #endif
 
-typedef void (*tiles)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t begin, int64_t end, float *out, int64_t ldo);
+typedef void (*tiles)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t begin, int64_t end, float *out, int64_t ldo,
+                      const int32_t *start);
 
-#define TABLE(NAME, FLOATS, BYTES)                                                                                                    \
-    static const edr_engine_kernels NAME = {product_f32_##FLOATS, product_u8_##BYTES, quantise_##FLOATS, normalise_##FLOATS,           \
-                                            embed_##FLOATS,       attend_##FLOATS,    tanh_row_##FLOATS, add_scaled_##FLOATS,          \
-                                            dot_##FLOATS,         gelu_row_##FLOATS,  exp_row_##FLOATS};
+#define TABLE(NAME, FLOATS, BYTES, HALVES)                                                                                         \
+    static const edr_engine_kernels NAME = {product_f32_##FLOATS, product_u8_##BYTES, product_bf16_##HALVES, quantise_##FLOATS,    \
+                                            round_bf16_##FLOATS,  normalise_##FLOATS, embed_##FLOATS,        attend_##FLOATS,      \
+                                            tanh_row_##FLOATS,    add_scaled_##FLOATS, dot_##FLOATS,         gelu_row_##FLOATS,    \
+                                            exp_row_##FLOATS};
+
+static inline float widen(uint16_t bf16)
+{
+    const uint32_t bits = (uint32_t)bf16 << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
 
 /* ---- scalar ---- */
 
@@ -53,8 +66,10 @@ static inline void dot_tile_scalar(int32_t sum[1][EDR_PANEL], const uint8_t *x, 
 #define TILE_ROWS 1
 #define TILE_F32 1
 #define TILE_U8 1
+#define TILE_BF16 1
 #define TILE_MID 1
-#define DOT_TILE(sum, x, b, k, rows) dot_tile_scalar(sum, x, b, k)
+#define START(start, b, k) ((void)(start))
+#define DOT_TILE(sum, x, b, k, rows, start) dot_tile_scalar(sum, x, b, k)
 #include "kernels_float.h"
 #include "kernels_product.h"
 #undef EDR_VECTOR
@@ -64,7 +79,7 @@ static inline void dot_tile_scalar(int32_t sum[1][EDR_PANEL], const uint8_t *x, 
 #undef TILE_MID
 #undef DOT_TILE
 
-TABLE(scalar_kernels, scalar, scalar)
+TABLE(scalar_kernels, scalar, scalar, scalar)
 
 #ifdef EDR_X86
 
@@ -110,10 +125,11 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
 #define TILE_ROWS 3
 #define TILE_F32 3
 #define TILE_U8 3
+#define TILE_BF16 2
 #define TILE_MID 1
-#define DOT_TILE(sum, x, b, k, rows)          \
-    do {                                      \
-        dot_half_avx2(sum, 0, x, b, k, rows); \
+#define DOT_TILE(sum, x, b, k, rows, start)          \
+    do {                                             \
+        dot_half_avx2(sum, 0, x, b, k, rows);        \
         dot_half_avx2(sum, 2, x, (b) + 64, k, rows); \
     } while (0)
 #include "kernels_float.h"
@@ -124,7 +140,7 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
 #undef TILE_MID
 #undef DOT_TILE
 
-TABLE(avx2_kernels, avx2, avx2)
+TABLE(avx2_kernels, avx2, avx2, avx2)
 
 #ifdef EDR_HAS_AVX_VNNI
 
@@ -163,7 +179,7 @@ TARGET static ALWAYS_INLINE void dot_tile_avxvnni(__m256i sum[3][4], const uint8
 #define TILE_F32 3
 #define TILE_U8 3
 #define TILE_MID 1
-#define DOT_TILE(sum, x, b, k, rows) dot_tile_avxvnni(sum, x, b, k, rows)
+#define DOT_TILE(sum, x, b, k, rows, start) dot_tile_avxvnni(sum, x, b, k, rows)
 #include "kernels_float.h"
 #include "kernels_product.h"
 #undef EDR_VNNI
@@ -173,7 +189,7 @@ TARGET static ALWAYS_INLINE void dot_tile_avxvnni(__m256i sum[3][4], const uint8
 #undef TILE_MID
 #undef DOT_TILE
 
-TABLE(avxvnni_kernels, avxvnni, avxvnni)
+TABLE(avxvnni_kernels, avxvnni, avxvnni, avx2)
 #endif
 
 #undef EDR_VECTOR
@@ -183,10 +199,12 @@ TABLE(avxvnni_kernels, avxvnni, avxvnni)
 #include "vector.h"
 #define TILE_ROWS 12
 #define TILE_F32 12
+#define TILE_BF16 6
+#define TILE_MID 4
 #include "kernels_float.h"
 #include "kernels_product.h"
 
-TABLE(avx512_kernels, avx512, avx2)
+TABLE(avx512_kernels, avx512, avx2, avx512)
 
 /* ---- AVX-512 VNNI: four 8-bit products added to 32 bits in one instruction, without saturation ---- */
 
@@ -224,12 +242,54 @@ DOT(4)
 DOT(12)
 
 #define TILE_U8 12
-#define TILE_MID 4
-#define DOT_TILE(sum, x, b, k, rows) (rows == 12 ? dot_12_vnni(sum, x, b, k) : rows == 4 ? dot_4_vnni(sum, x, b, k) : dot_1_vnni(sum, x, b, k))
+#define DOT_TILE(sum, x, b, k, rows, start) (rows == 12 ? dot_12_vnni(sum, x, b, k) : rows == 4 ? dot_4_vnni(sum, x, b, k) : dot_1_vnni(sum, x, b, k))
 #include "kernels_float.h"
 #include "kernels_product.h"
 
-TABLE(vnni_kernels, vnni, vnni)
+TABLE(vnni_kernels, vnni, vnni, avx512)
+
+#ifdef EDR_HAS_AVX512_BF16
+
+/* ---- AVX-512 BF16 beside VNNI: two products of bfloat16 added to a float32 in one instruction ---- */
+
+#define EDR_BF16
+#include "vector.h"
+
+#define BIAS(r) __m512 left##r = LOAD(bias), right##r = LOAD(bias + 16);
+#define PAIR(r)                                                             \
+    memcpy(&two, x + r * k + i, 4);                                         \
+    spread = (__m512bh)_mm512_set1_epi32(two);                              \
+    left##r = _mm512_dpbf16_ps(left##r, spread, (__m512bh)b0);              \
+    right##r = _mm512_dpbf16_ps(right##r, spread, (__m512bh)b1);
+#define PAIRS(ROWS)                                                                                                            \
+    TARGET static ALWAYS_INLINE void pairs_##ROWS##_bf16(__m512 sum[12][2], const uint16_t *x, const uint16_t *b,              \
+                                                         const float *bias, int64_t k)                                         \
+    {                                                                                                                          \
+        EACH_##ROWS(BIAS)                                                                                                      \
+        for (int64_t i = 0; i < k; i += 2, b += 2 * EDR_PANEL) {                                                               \
+            const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 32);                                         \
+            int32_t two;                                                                                                       \
+            __m512bh spread;                                                                                                   \
+            EACH_##ROWS(PAIR)                                                                                                  \
+        }                                                                                                                      \
+        EACH_##ROWS(KEEP)                                                                                                      \
+    }
+PAIRS(1)
+PAIRS(4)
+PAIRS(12)
+
+#define TILE_BF16 12
+#define BF16_TILE(sum, x, b, bias, k, rows) \
+    (rows == 12 ? pairs_12_bf16(sum, x, b, bias, k) : rows == 4 ? pairs_4_bf16(sum, x, b, bias, k) : pairs_1_bf16(sum, x, b, bias, k))
+#include "kernels_float.h"
+#include "kernels_product.h"
+
+TABLE(avx512_bf16_kernels, avx512bf16, avx512bf16, avx512bf16)
+#endif
+#endif
+
+#ifdef EDR_ARM
+#include "kernels_neon.h"
 #endif
 
 const edr_engine_kernels *edr_engine_kernels_for(int isa)
@@ -240,8 +300,18 @@ const edr_engine_kernels *edr_engine_kernels_for(int isa)
     case EDR_ISA_AVX512: return &avx512_kernels;
     case EDR_ISA_AVX512_VNNI: return &vnni_kernels;
 #endif
+#ifdef EDR_HAS_AVX512_BF16
+    case EDR_ISA_AVX512_BF16: return &avx512_bf16_kernels;
+#endif
 #ifdef EDR_HAS_AVX_VNNI
     case EDR_ISA_AVX_VNNI: return &avxvnni_kernels;
+#endif
+#ifdef EDR_ARM
+    case EDR_ISA_NEON: return &neon_kernels;
+#endif
+#ifdef EDR_HAS_NEON_DOT
+    case EDR_ISA_NEON_DOTPROD: return &neon_dotprod_kernels;
+    case EDR_ISA_NEON_I8MM: return &neon_i8mm_kernels;
 #endif
     default: return &scalar_kernels;
     }

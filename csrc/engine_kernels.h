@@ -14,9 +14,10 @@ enum {
     EDR_ADD = 2    /* out = out + y: the residual */
 };
 
-/* The left side of a product: m rows of k numbers. For int8 weights a row is u8 with x = least + scale * u. */
+/* The left side of a product: m rows of k numbers. For int8 weights a row is u8 with x = least + scale * u; bfloat16, the upper
+ * half of a float32, is kept in a uint16. */
 typedef struct edr_rows {
-    const void *data;    /* float32 or uint8 [m, k] */
+    const void *data;    /* float32, uint8 or bfloat16 [m, k] */
     const float *scale;  /* [m], int8 only */
     const float *least;  /* [m], int8 only */
 } edr_rows;
@@ -25,12 +26,15 @@ typedef struct edr_engine_kernels {
     /* out[r][32 p .. ] for panels first <= p < first + panels of w, written from column 0 of out on; ldo is out's row length. */
     void (*product_f32)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo, int then);
     void (*product_u8)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo, int then);
+    void (*product_bf16)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo, int then);
     /* x to u8 over its own range: u = round((x - least) / scale), scale = (most - least) / 255. n is a multiple of 32. */
     void (*quantise)(const float *x, int64_t n, uint8_t *u, float *scale, float *least);
+    /* x to the nearest bfloat16, of two the even one; NaN stays NaN. n is a multiple of 32. */
+    void (*round_bf16)(const float *x, int64_t n, uint16_t *out);
     /* LayerNorm in place: weight is [2, n], scale then shift; n is a multiple of 32. */
     void (*normalise)(float *x, int64_t n, const float *weight);
-    /* out = word + position + type; word is int8 times `scale` when `as_int8`, else float32. */
-    void (*embed)(const void *word, float scale, int as_int8, const float *position, const float *type, int64_t n, float *out);
+    /* out = word + position + type; word is int8 times `scale`, bfloat16 or float32: numbers of 1, 2 or 4 bytes. */
+    void (*embed)(const void *word, int bytes, float scale, const float *position, const float *type, int64_t n, float *out);
     /*
      * Attention of one sequence and one head. q [m, s] with rows ldq apart, k and v [t, s] with rows ldk apart; scores are
      * q.k (the caller folds 1 / sqrt(s) into q); out [m, s], rows ldo apart. room: EDR_ATTENTION_ROOM(t, s) floats.

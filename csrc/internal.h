@@ -11,6 +11,20 @@
 #define EDR_HAS_AVX_VNNI 1
 #endif
 
+#if defined(__x86_64__) && defined(__GNUC__) && (defined(__clang__) || __GNUC__ >= 10)
+#define EDR_HAS_AVX512_BF16 1
+#endif
+
+/* Clang before 16 declares these intrinsics only where the whole file is compiled for them. */
+#if defined(__clang__)
+#define EDR_NEW_COMPILER (__clang_major__ >= 16)
+#else
+#define EDR_NEW_COMPILER (__GNUC__ >= 10)
+#endif
+#if defined(__aarch64__) && defined(__linux__) && defined(__GNUC__) && EDR_NEW_COMPILER
+#define EDR_HAS_NEON_DOT 1
+#endif
+
 /* Report a fault and where it is; `at` may be NULL. */
 static inline edr_status edr_fail(edr_status status, int64_t *at, int64_t where)
 {

@@ -96,13 +96,20 @@ TARGET static float FN(dot)(const float *x, const float *y, int64_t n)
     return SUM(sum);
 }
 
-TARGET static void FN(embed)(const void *word, float scale, int as_int8, const float *position, const float *type, int64_t n, float *out)
+TARGET static void FN(embed)(const void *word, int bytes, float scale, const float *position, const float *type, int64_t n, float *out)
 {
     const VF by = SET1(scale);
     for (int64_t i = 0; i < n; i += VW) {
-        const VF row = as_int8 ? MUL(by, LOAD_S8((const int8_t *)word + i)) : LOAD((const float *)word + i);
+        const VF row = bytes == 1   ? MUL(by, LOAD_S8((const int8_t *)word + i))
+                       : bytes == 2 ? LOAD_BF16((const uint16_t *)word + i)
+                                    : LOAD((const float *)word + i);
         STORE(out + i, ADD(ADD(row, LOAD(position + i)), LOAD(type + i)));
     }
+}
+
+TARGET static void FN(round_bf16)(const float *x, int64_t n, uint16_t *out)
+{
+    for (int64_t i = 0; i < n; i += VW) STORE_BF16(out + i, LOAD(x + i));
 }
 
 /* Two passes for the moments: the variance of x - mean loses nothing to cancellation, and the row is in L1 anyway. */

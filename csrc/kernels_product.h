@@ -5,7 +5,8 @@
  *              v
  *     x  [ row r     k -> ]   .  [ k = 0: c0 c1 .. c31 ]      float32: [N / 32, K, 32]
  *     x  [ row r + 1      ]      [ k = 1: ..           ]      int8:    [N / 32, K / 4, 32, 4], four k of a column
- *     :    ROWS rows             [  :                  ]               together, as the dot-product units read them
+ *     :    ROWS rows             [  :                  ]               together, as the dot-product units read them;
+ *                                                                     bfloat16: [N / 32, K / 2, 32, 2], two k of a column
  *
  * A tile is ROWS rows times one panel. Its sums stay in registers for all of K: per step of k a tile loads the panel's
  * PARTS vectors once and one number of each row (spread over a vector), and does ROWS x PARTS multiply-adds with them.
@@ -32,16 +33,23 @@ TARGET static ALWAYS_INLINE void FN(finish)(VF y, float *out, const int then)
 #undef TILES
 #define TILES(NAME, TILE, HEIGHT, THEN)                                                                                                  \
     TARGET static NEVER_INLINE void FN(NAME)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t begin, int64_t end, float *out, \
-                                             int64_t ldo)                                                                                \
+                                             int64_t ldo, const int32_t *start)                                                          \
     {                                                                                                                                    \
-        for (int64_t r = begin; r < end; r += HEIGHT) FN(TILE)(w, panel, x, r, out + r * ldo, ldo, HEIGHT, THEN);                        \
+        for (int64_t r = begin; r < end; r += HEIGHT) FN(TILE)(w, panel, x, r, out + r * ldo, ldo, start, HEIGHT, THEN);                 \
     }
+
+#undef ENDINGS
+#define ENDINGS(HEIGHT, KIND, ROWS)                                   \
+    TILES(HEIGHT##_store_##KIND, tile_##KIND, ROWS, EDR_STORE)        \
+    TILES(HEIGHT##_gelu_##KIND, tile_##KIND, ROWS, EDR_GELU)          \
+    TILES(HEIGHT##_add_##KIND, tile_##KIND, ROWS, EDR_ADD)
 
 /* ----------------------------------------------------------------------------------------------------------- float32 */
 
 TARGET static ALWAYS_INLINE void FN(tile_f32)(const edr_linear *w, int64_t panel, const edr_rows *in, int64_t row, float *out, int64_t ldo,
-                                              const int rows, const int then)
+                                              const int32_t *start, const int rows, const int then)
 {
+    (void)start; /* the sums of float32 start at the bias */
     const int64_t k = w->inputs;
     const float *x = (const float *)in->data + row * k;
     const float *b = (const float *)w->weight + panel * k * EDR_PANEL, *bias = w->bias + panel * EDR_PANEL;
@@ -61,12 +69,8 @@ TARGET static ALWAYS_INLINE void FN(tile_f32)(const edr_linear *w, int64_t panel
     }
 }
 
-TILES(tall_store_f32, tile_f32, TILE_F32, EDR_STORE)
-TILES(tall_gelu_f32, tile_f32, TILE_F32, EDR_GELU)
-TILES(tall_add_f32, tile_f32, TILE_F32, EDR_ADD)
-TILES(low_store_f32, tile_f32, 1, EDR_STORE)
-TILES(low_gelu_f32, tile_f32, 1, EDR_GELU)
-TILES(low_add_f32, tile_f32, 1, EDR_ADD)
+ENDINGS(tall, f32, TILE_F32)
+ENDINGS(low, f32, 1)
 
 TARGET static void FN(product_f32)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
                                    int then)
@@ -75,8 +79,8 @@ TARGET static void FN(product_f32)(const edr_linear *w, int64_t first, int64_t p
     static const tiles low[3] = {FN(low_store_f32), FN(low_gelu_f32), FN(low_add_f32)};
     const int64_t whole = m / TILE_F32 * TILE_F32;
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
-        tall[then](w, p, x, 0, whole, out, ldo);
-        low[then](w, p, x, whole, m, out, ldo);
+        tall[then](w, p, x, 0, whole, out, ldo, NULL);
+        low[then](w, p, x, whole, m, out, ldo, NULL);
     }
 }
 
@@ -85,16 +89,18 @@ TARGET static void FN(product_f32)(const edr_linear *w, int64_t first, int64_t p
 #ifdef DOT_TILE
 /*
  * x = least + scale u and w = column scale * q, so  x . w = scale * column scale * (u . q) + least * column sum.
- * u . q is exact in 32 bits (K <= 65536): the same integer whatever the instruction set.
+ * u . q is exact in 32 bits (K <= 65536): the same integer whatever the instruction set. START makes, once a panel, the
+ * numbers that DOT_TILE's sums start at, for sets whose products want them.
  */
 TARGET static ALWAYS_INLINE void FN(tile_u8)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, float *out, int64_t ldo,
-                                             const int rows, const int then)
+                                             const int32_t *start, const int rows, const int then)
 {
     const int64_t k = w->inputs;
     const int8_t *b = (const int8_t *)w->weight + panel * k * EDR_PANEL;
     const float *bias = w->bias + panel * EDR_PANEL, *scale = w->scale + panel * EDR_PANEL, *sums = w->sums + panel * EDR_PANEL;
     VI sum[TILE_ROWS][PARTS];
-    DOT_TILE(sum, (const uint8_t *)x->data + row * k, b, k, rows);
+    (void)start; /* for DOT_TILE, which may have no use for it */
+    DOT_TILE(sum, (const uint8_t *)x->data + row * k, b, k, rows, start);
     UNROLL for (int r = 0; r < rows; r++) {
         const VF by = SET1(x->scale[row + r]), from = SET1(x->least[row + r]);
         UNROLL for (int c = 0; c < PARTS; c++) {
@@ -104,15 +110,9 @@ TARGET static ALWAYS_INLINE void FN(tile_u8)(const edr_linear *w, int64_t panel,
     }
 }
 
-TILES(tall_store_u8, tile_u8, TILE_U8, EDR_STORE)
-TILES(tall_gelu_u8, tile_u8, TILE_U8, EDR_GELU)
-TILES(tall_add_u8, tile_u8, TILE_U8, EDR_ADD)
-TILES(mid_store_u8, tile_u8, TILE_MID, EDR_STORE)
-TILES(mid_gelu_u8, tile_u8, TILE_MID, EDR_GELU)
-TILES(mid_add_u8, tile_u8, TILE_MID, EDR_ADD)
-TILES(low_store_u8, tile_u8, 1, EDR_STORE)
-TILES(low_gelu_u8, tile_u8, 1, EDR_GELU)
-TILES(low_add_u8, tile_u8, 1, EDR_ADD)
+ENDINGS(tall, u8, TILE_U8)
+ENDINGS(mid, u8, TILE_MID)
+ENDINGS(low, u8, 1)
 
 TARGET static void FN(product_u8)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
                                   int then)
@@ -122,9 +122,73 @@ TARGET static void FN(product_u8)(const edr_linear *w, int64_t first, int64_t pa
     static const tiles low[3] = {FN(low_store_u8), FN(low_gelu_u8), FN(low_add_u8)};
     const int64_t whole = m / TILE_U8 * TILE_U8, most = whole + (m - whole) / TILE_MID * TILE_MID;
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
-        tall[then](w, p, x, 0, whole, out, ldo);
-        mid[then](w, p, x, whole, most, out, ldo);
-        low[then](w, p, x, most, m, out, ldo);
+        int32_t start[EDR_PANEL];
+        START(start, (const int8_t *)w->weight + p * w->inputs * EDR_PANEL, w->inputs);
+        tall[then](w, p, x, 0, whole, out, ldo, start);
+        mid[then](w, p, x, whole, most, out, ldo, start);
+        low[then](w, p, x, most, m, out, ldo, start);
     }
 }
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------- bfloat16 */
+
+#ifdef TILE_BF16
+/*
+ * The product of two bfloat16 is whole in a float32, and so are the sums, rounded as float32 sums are. Where the CPU has no
+ * products of bfloat16, numbers are widened: EVEN and ODD take the first and the second of each pair of a panel's line.
+ */
+#ifndef BF16_TILE
+TARGET static ALWAYS_INLINE void FN(widened)(VF sum[TILE_ROWS][PARTS], const uint16_t *x, const uint16_t *b, const float *bias, int64_t k,
+                                             const int rows)
+{
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < PARTS; c++) sum[r][c] = LOAD(bias + c * VW);
+    }
+    for (int64_t i = 0; i < k; i += 2, b += 2 * EDR_PANEL) {
+        VF first[TILE_ROWS], second[TILE_ROWS];
+        UNROLL for (int r = 0; r < rows; r++) {
+            first[r] = SET1(widen(x[r * k + i]));
+            second[r] = SET1(widen(x[r * k + i + 1]));
+        }
+        UNROLL for (int c = 0; c < PARTS; c++) {
+            const VF even = EVEN(b + 2 * c * VW), odd = ODD(b + 2 * c * VW);
+            UNROLL for (int r = 0; r < rows; r++) sum[r][c] = FMA(second[r], odd, FMA(first[r], even, sum[r][c]));
+        }
+    }
+}
+#define BF16_TILE(sum, x, b, bias, k, rows) FN(widened)(sum, x, b, bias, k, rows)
+#endif
+
+TARGET static ALWAYS_INLINE void FN(tile_bf16)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, float *out, int64_t ldo,
+                                               const int32_t *start, const int rows, const int then)
+{
+    const int64_t k = w->inputs;
+    (void)start;
+    VF sum[TILE_ROWS][PARTS];
+    BF16_TILE(sum, (const uint16_t *)x->data + row * k, (const uint16_t *)w->weight + panel * k * EDR_PANEL, w->bias + panel * EDR_PANEL, k, rows);
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < PARTS; c++) FN(finish)(sum[r][c], out + r * ldo + c * VW, then);
+    }
+}
+
+ENDINGS(tall, bf16, TILE_BF16)
+ENDINGS(mid, bf16, TILE_MID)
+ENDINGS(low, bf16, 1)
+
+TARGET static void FN(product_bf16)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
+                                    int then)
+{
+    static const tiles tall[3] = {FN(tall_store_bf16), FN(tall_gelu_bf16), FN(tall_add_bf16)};
+    static const tiles mid[3] = {FN(mid_store_bf16), FN(mid_gelu_bf16), FN(mid_add_bf16)};
+    static const tiles low[3] = {FN(low_store_bf16), FN(low_gelu_bf16), FN(low_add_bf16)};
+    const int64_t whole = m / TILE_BF16 * TILE_BF16, most = whole + (m - whole) / TILE_MID * TILE_MID;
+    for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
+        tall[then](w, p, x, 0, whole, out, ldo, NULL);
+        mid[then](w, p, x, whole, most, out, ldo, NULL);
+        low[then](w, p, x, most, m, out, ldo, NULL);
+    }
+}
+#undef TILE_BF16
+#undef BF16_TILE
 #endif

@@ -2,9 +2,9 @@
 #include "engine_kernels.h"
 #include "internal.h"
 
-/* dtype codes of the section file. */
-enum { INT8 = 2, INT32 = 5, FLOAT32 = 7 };
-enum { HEADER_BYTES = 64, ENTRY_BYTES = 128, NAME_BYTES = 32, MAX_SECTIONS = 4096, CONFIG = 11 };
+/* dtype codes of the section file. It has none for bfloat16, the upper half of a float32: that is stored as uint16. */
+enum { INT8 = 2, BFLOAT16 = 3, INT32 = 5, FLOAT32 = 7 };
+enum { HEADER_BYTES = 64, ENTRY_BYTES = 128, NAME_BYTES = EDR_NAME_ROOM - 1, MAX_SECTIONS = 4096, CONFIG = 11 };
 
 /* The file, and the first fault found: after one, every look-up does nothing, so that callers check once. */
 typedef struct reader {
@@ -12,6 +12,7 @@ typedef struct reader {
     int64_t size, sections;
     int64_t asked; /* how many sections were looked for */
     edr_status status;
+    char name[EDR_NAME_ROOM]; /* of the last one */
 } reader;
 
 static uint64_t u64_at(const uint8_t *p)
@@ -50,14 +51,12 @@ static edr_status check_table(const reader *in)
     return EDR_OK;
 }
 
-/* The entry of that name; NULL when there is none, or more than one. */
-static const uint8_t *entry_of(const reader *in, const char *name)
+/* The entry of the name looked for; NULL when there is none, or more than one. */
+static const uint8_t *entry_of(const reader *in)
 {
     const uint8_t *found = NULL;
-    char padded[NAME_BYTES] = {0};
-    for (int i = 0; i < NAME_BYTES && name[i] != 0; i++) padded[i] = name[i];
     for (int64_t i = 0; i < in->sections; i++) {
-        if (memcmp(entry_at(in, i), padded, NAME_BYTES) != 0) continue;
+        if (memcmp(entry_at(in, i), in->name, NAME_BYTES) != 0) continue;
         if (found != NULL) return NULL;
         found = entry_at(in, i);
     }
@@ -69,7 +68,9 @@ static const void *section(reader *in, const char *name, uint32_t dtype, int64_t
 {
     if (in->status != EDR_OK) return NULL;
     in->asked++;
-    const uint8_t *entry = entry_of(in, name);
+    memset(in->name, 0, sizeof in->name);
+    for (int i = 0; i < NAME_BYTES && name[i] != 0; i++) in->name[i] = name[i];
+    const uint8_t *entry = entry_of(in);
     if (entry == NULL) {
         fault(in, EDR_E_OFFSETS);
         return NULL;
@@ -79,7 +80,7 @@ static const void *section(reader *in, const char *name, uint32_t dtype, int64_t
         return NULL;
     }
     const int64_t shape[4] = {a, b, c, d};
-    uint64_t bytes = dtype == INT8 ? 1 : 4;
+    uint64_t bytes = dtype == INT8 ? 1 : dtype == BFLOAT16 ? 2 : 4;
     for (int i = 0; i < 4; i++) {
         /* The sides are below 2^31 and, each being in the file's header too, their product is checked step by step. */
         if (u64_at(entry + 40 + 8 * i) != (uint64_t)shape[i] || bytes > (uint64_t)in->size) {
@@ -112,15 +113,17 @@ static const char *name_of(char buffer[NAME_BYTES + 1], int64_t layer, const cha
     return buffer;
 }
 
-static edr_linear linear(reader *in, int64_t layer, const char *part, int64_t inputs, int64_t outputs, int int8)
+static edr_linear linear(reader *in, int64_t layer, const char *part, int64_t inputs, int64_t outputs, uint32_t dtype)
 {
     char name[NAME_BYTES + 1];
     edr_linear w = {NULL, NULL, NULL, NULL, inputs, outputs};
     const int64_t panels = outputs / EDR_PANEL;
-    if (int8) {
+    if (dtype == INT8) {
         w.weight = section(in, name_of(name, layer, part, ".weight"), INT8, panels, inputs / 4, EDR_PANEL, 4);
         w.scale = section(in, name_of(name, layer, part, ".scale"), FLOAT32, outputs, 1, 1, 1);
         w.sums = section(in, name_of(name, layer, part, ".sums"), FLOAT32, outputs, 1, 1, 1);
+    } else if (dtype == BFLOAT16) {
+        w.weight = section(in, name_of(name, layer, part, ".weight"), BFLOAT16, panels, inputs / 2, EDR_PANEL, 2);
     } else {
         w.weight = section(in, name_of(name, layer, part, ".weight"), FLOAT32, panels, inputs, EDR_PANEL, 1);
     }
@@ -147,14 +150,18 @@ static void read_sizes(reader *in, edr_model *m)
     m->buckets = c[7];
     m->feature_width = c[8];
     m->feature_hidden = c[9];
-    m->int8 = c[10];
+    m->int8 = c[10] == 1;
+    m->bf16 = c[10] == 2;
     const int features = m->buckets != 0;
     const int ok = within(m->hidden, 32, 8192) && m->hidden % 32 == 0 && within(m->head_size, 1, 1024) && within(m->layers, 1, EDR_MAX_LAYERS) &&
                    within(m->vocab, 1, INT32_MAX) && within(m->positions, 1, 16384) && within(m->types, 1, 16384) &&
-                   within(m->has_pooler, 0, 1) && within(m->int8, 0, 1) && within(m->buckets, 0, INT32_MAX) &&
+                   within(m->has_pooler, 0, 1) && within(c[10], 0, 2) && within(m->buckets, 0, INT32_MAX) &&
                    within(m->feature_width, features, features ? 4096 : 0) && within(m->feature_hidden, features, features ? 4096 : 0);
     if (!ok) fault(in, EDR_E_VALUE);
 }
+
+/* Of the layers' weights and of the word embeddings; the rest is float32. */
+static uint32_t dtype_of(const edr_model *m) { return m->int8 ? INT8 : m->bf16 ? BFLOAT16 : FLOAT32; }
 
 static void read_layers(reader *in, edr_model *m)
 {
@@ -171,11 +178,11 @@ static void read_layers(reader *in, edr_model *m)
             fault(in, EDR_E_VALUE);
             return;
         }
-        layer->qkv = linear(in, i, "qkv", h, 3 * width, m->int8);
-        layer->attention_output = linear(in, i, "attention_output", width, h, m->int8);
+        layer->qkv = linear(in, i, "qkv", h, 3 * width, dtype_of(m));
+        layer->attention_output = linear(in, i, "attention_output", width, h, dtype_of(m));
         layer->attention_norm = section(in, name_of(name, i, "attention_norm", ""), FLOAT32, 2, h, 1, 1);
-        layer->up = linear(in, i, "up", h, layer->inner, m->int8);
-        layer->down = linear(in, i, "down", layer->inner, h, m->int8);
+        layer->up = linear(in, i, "up", h, layer->inner, dtype_of(m));
+        layer->down = linear(in, i, "down", layer->inner, h, dtype_of(m));
         layer->output_norm = section(in, name_of(name, i, "output_norm", ""), FLOAT32, 2, h, 1, 1);
         m->widest_inner = larger(m->widest_inner, layer->inner);
         m->widest_heads = larger(m->widest_heads, width);
@@ -184,36 +191,52 @@ static void read_layers(reader *in, edr_model *m)
 
 static void read_rest(reader *in, edr_model *m)
 {
-    m->word = section(in, "word", m->int8 ? INT8 : FLOAT32, m->vocab, m->hidden, 1, 1);
+    m->word = section(in, "word", dtype_of(m), m->vocab, m->hidden, 1, 1);
     if (m->int8) m->word_scale = section(in, "word.scale", FLOAT32, m->vocab, 1, 1, 1);
     m->position = section(in, "position", FLOAT32, m->positions, m->hidden, 1, 1);
     m->type = section(in, "type", FLOAT32, m->types, m->hidden, 1, 1);
     m->embedding_norm = section(in, "embedding_norm", FLOAT32, 2, m->hidden, 1, 1);
-    if (m->has_pooler) m->pooler = linear(in, -1, "pooler", m->hidden, m->hidden, 0);
+    if (m->has_pooler) m->pooler = linear(in, -1, "pooler", m->hidden, m->hidden, FLOAT32);
     if (m->buckets != 0) {
         m->feature_table = section(in, "feature_table", FLOAT32, m->buckets, m->feature_width, 1, 1);
-        m->feature_mlp = linear(in, -1, "feature_mlp", m->feature_width, (m->feature_hidden + 31) / 32 * 32, 0);
+        m->feature_mlp = linear(in, -1, "feature_mlp", m->feature_width, (m->feature_hidden + 31) / 32 * 32, FLOAT32);
     }
     m->head = section(in, "head", FLOAT32, m->hidden + m->feature_hidden + 1, 1, 1, 1);
+}
+
+static edr_status open_model(reader *in, edr_model *model)
+{
+    if (in->size < HEADER_BYTES || (uintptr_t)in->data % 64 != 0) return EDR_E_SIZE;
+    in->sections = u32_at(in->data + 12);
+    if (memcmp(in->data, "EDRSECT1", 8) != 0 || u32_at(in->data + 8) != 1) return EDR_E_VALUE;
+    if (u64_at(in->data + 16) != (uint64_t)in->size || in->sections > MAX_SECTIONS || in->sections > (in->size - HEADER_BYTES) / ENTRY_BYTES) {
+        return EDR_E_SIZE;
+    }
+    const edr_status table = check_table(in);
+    if (table != EDR_OK) return table;
+    memset(model, 0, sizeof *model);
+    read_sizes(in, model);
+    if (in->status == EDR_OK) read_layers(in, model);
+    if (in->status == EDR_OK) read_rest(in, model);
+    return in->status;
 }
 
 edr_status edr_model_open(const void *data, int64_t size, edr_model *model, int64_t *at)
 {
     if (data == NULL || model == NULL) return edr_fail(EDR_E_NULL, at, -1);
-    if (size < HEADER_BYTES || (uintptr_t)data % 64 != 0) return edr_fail(EDR_E_SIZE, at, -1);
-    reader in = {data, size, u32_at((const uint8_t *)data + 12), 0, EDR_OK};
-    if (memcmp(data, "EDRSECT1", 8) != 0 || u32_at(in.data + 8) != 1) return edr_fail(EDR_E_VALUE, at, -1);
-    if (u64_at(in.data + 16) != (uint64_t)size || in.sections > MAX_SECTIONS || in.sections > (size - HEADER_BYTES) / ENTRY_BYTES) {
-        return edr_fail(EDR_E_SIZE, at, -1);
-    }
-    const edr_status table = check_table(&in);
-    if (table != EDR_OK) return edr_fail(table, at, -1);
+    reader in = {.data = data, .size = size};
     edr_model m;
-    memset(&m, 0, sizeof m);
-    read_sizes(&in, &m);
-    if (in.status == EDR_OK) read_layers(&in, &m);
-    if (in.status == EDR_OK) read_rest(&in, &m);
-    if (in.status != EDR_OK) return edr_fail(in.status, at, in.asked - 1);
+    const edr_status status = open_model(&in, &m);
+    if (status != EDR_OK) return edr_fail(status, at, in.asked - 1);
     *model = m;
     return EDR_OK;
+}
+
+void edr_model_fault(const void *data, int64_t size, char name[EDR_NAME_ROOM])
+{
+    reader in = {.data = data, .size = size};
+    edr_model m;
+    const edr_status status = data != NULL ? open_model(&in, &m) : EDR_OK;
+    memset(name, 0, EDR_NAME_ROOM);
+    if (status != EDR_OK) memcpy(name, in.name, EDR_NAME_ROOM);
 }

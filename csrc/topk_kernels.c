@@ -190,10 +190,13 @@ const edr_topk_kernels *edr_topk_kernels_for(int isa)
     case EDR_ISA_AVX2:
     case EDR_ISA_AVX_VNNI: return &avx2_kernels;
     case EDR_ISA_AVX512:
-    case EDR_ISA_AVX512_VNNI: return &avx512_kernels;
+    case EDR_ISA_AVX512_VNNI:
+    case EDR_ISA_AVX512_BF16: return &avx512_kernels;
 #endif
 #ifdef EDR_ARM
-    case EDR_ISA_NEON: return &neon_kernels;
+    case EDR_ISA_NEON:
+    case EDR_ISA_NEON_DOTPROD:
+    case EDR_ISA_NEON_I8MM: return &neon_kernels;
 #endif
     default: return &scalar_kernels;
     }

@@ -1,7 +1,7 @@
 /*
  * vector.h: one vocabulary of float vectors, for the instruction set that EDR_VECTOR names. Private, and meant to be
- * included several times: engine_kernels.c sets EDR_VECTOR to 1, 8 or 16 lanes and gets the loops of
- * kernels_float.h and kernels_product.h compiled for scalar, AVX2 and AVX-512 code.
+ * included several times: engine_kernels.c sets EDR_VECTOR to 1, 4, 8 or 16 lanes and gets the loops of
+ * kernels_float.h and kernels_product.h compiled for scalar, NEON, AVX2 and AVX-512 code.
  *
  * VF, VI     a vector of VW float32 or int32
  * FN(name)   name with the instruction set's suffix;  TARGET   the attribute that switches the set on
@@ -9,6 +9,7 @@
  * PIN(v)   an empty statement that wants v in a register. After a loop over sums it keeps the compiler (GCC 12) from storing all of
  *          them at every step, for the sake of what follows; that costs up to half of the speed.
  * TURN_BLOCK(from, ldf, to, ldt) writes the TURN x TURN floats at from on their side to `to`; ldf and ldt are row lengths.
+ * EVEN(p), ODD(p)   the first, or the second, number of each of VW pairs of bfloat16. STORE_BF16 rounds, of two to the even one.
  * FMA(a, b, c) is a * b + c: rounded once where the set has it, twice in plain C.
  */
 #undef VF
@@ -38,6 +39,10 @@
 #undef TO_FLOAT
 #undef LOAD_S8
 #undef STORE_U8
+#undef LOAD_BF16
+#undef STORE_BF16
+#undef EVEN
+#undef ODD
 
 #if EDR_VECTOR == 1 /* ------------------------------------------------------------------------ plain C, one lane */
 
@@ -68,6 +73,10 @@
 #define LOAD_S8(p) ((float)*(p))
 #define POW2(n) pow2_scalar(n)
 #define STORE_U8(p, v) (*(p) = low_byte_scalar(v))
+#define LOAD_BF16(p) widen(*(p))
+#define STORE_BF16(p, v) (*(p) = bf16_scalar(v))
+#define EVEN(p) widen((p)[0])
+#define ODD(p) widen((p)[1])
 
 /* x + 1.5 * 2^23 has round(x), to nearest even, in its lowest bits, whatever x is: no conversion that could overflow. */
 static inline uint32_t rounded_bits(float x)
@@ -85,6 +94,103 @@ static inline float pow2_scalar(float n)
     return power;
 }
 static inline uint8_t low_byte_scalar(float x) { return (uint8_t)(rounded_bits(x) & 255u); }
+/* Half a step is added, or a bit less when the number below is the even one. A NaN's last bits could carry into its sign. */
+static inline uint16_t bf16_scalar(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x != x ? 0x7FC0u : (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+
+#elif EDR_VECTOR == 4 /* ----------- NEON; EDR_DOT says which dot products go with it: none, dotprod's or i8mm's */
+
+#define VF float32x4_t
+#define VI int32x4_t
+#define VW 4
+#if EDR_DOT == 2
+#define FN(name) name##_neon_i8mm
+#define TARGET __attribute__((target("arch=armv8.2-a+i8mm")))
+#elif EDR_DOT == 1
+#define FN(name) name##_neon_dotprod
+#define TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#else
+#define FN(name) name##_neon
+#define TARGET
+#endif
+#define LOAD(p) vld1q_f32(p)
+#define STORE(p, v) vst1q_f32(p, v)
+#define LOADN(p, n) loadn_neon(p, n)
+#define STOREN(p, n, v) storen_neon(p, n, v)
+#define TURN 4
+#define TURN_BLOCK(from, ldf, to, ldt) turn_neon(from, ldf, to, ldt)
+#define SET1(x) vdupq_n_f32(x)
+#define PIN(v) __asm__("" : "+w"(v))
+#define ADD(a, b) vaddq_f32(a, b)
+#define SUB(a, b) vsubq_f32(a, b)
+#define MUL(a, b) vmulq_f32(a, b)
+#define DIV(a, b) vdivq_f32(a, b)
+#define FMA(a, b, c) vfmaq_f32(c, a, b)
+#define MIN(a, b) vminnmq_f32(a, b) /* of a number and a NaN it is the number */
+#define MAX(a, b) vmaxnmq_f32(a, b)
+#define SUM(v) vaddvq_f32(v)
+#define LEAST(v) vminnmvq_f32(v)
+#define MOST(v) vmaxnmvq_f32(v)
+#define TO_FLOAT(i) vcvtq_f32_s32(i)
+#define LOAD_S8(p) load_s8_neon(p)
+#define POW2(n) vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23))
+#define STORE_U8(p, v) store_u8_neon(p, v)
+#define LOAD_BF16(p) vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))
+#define STORE_BF16(p, v) store_bf16_neon(p, v)
+#define EVEN(p) vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u16(vld1q_u16(p)), 16))
+#define ODD(p) vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u16(vld1q_u16(p)), vdupq_n_u32(0xFFFF0000u)))
+
+#if EDR_DOT == 0 /* once for all three */
+static inline float32x4_t loadn_neon(const float *p, int64_t n)
+{
+    if (n >= 4) return vld1q_f32(p);
+    float32x4_t v = vsetq_lane_f32(p[0], vdupq_n_f32(0.0f), 0);
+    if (n > 1) v = vsetq_lane_f32(p[1], v, 1);
+    if (n > 2) v = vsetq_lane_f32(p[2], v, 2);
+    return v;
+}
+static inline void storen_neon(float *p, int64_t n, float32x4_t v)
+{
+    if (n >= 4) {
+        vst1q_f32(p, v);
+        return;
+    }
+    p[0] = vgetq_lane_f32(v, 0);
+    if (n > 1) p[1] = vgetq_lane_f32(v, 1);
+    if (n > 2) p[2] = vgetq_lane_f32(v, 2);
+}
+static inline void turn_neon(const float *from, int64_t ldf, float *to, int64_t ldt)
+{
+    const float32x4x2_t a = vtrnq_f32(vld1q_f32(from), vld1q_f32(from + ldf));
+    const float32x4x2_t b = vtrnq_f32(vld1q_f32(from + 2 * ldf), vld1q_f32(from + 3 * ldf));
+    for (int i = 0; i < 2; i++) { /* a.val[i] is 0i 1i 0(i+2) 1(i+2), row first; b.val[i] the same of rows 2 and 3 */
+        vst1q_f32(to + i * ldt, vcombine_f32(vget_low_f32(a.val[i]), vget_low_f32(b.val[i])));
+        vst1q_f32(to + (i + 2) * ldt, vcombine_f32(vget_high_f32(a.val[i]), vget_high_f32(b.val[i])));
+    }
+}
+static inline float32x4_t load_s8_neon(const int8_t *p)
+{
+    uint32_t four;
+    memcpy(&four, p, 4);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
+}
+static inline void store_u8_neon(uint8_t *p, float32x4_t v)
+{
+    const uint16x4_t words = vqmovn_u32(vcvtnq_u32_f32(v));
+    const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vqmovn_u16(vcombine_u16(words, words))), 0);
+    memcpy(p, &four, 4);
+}
+static inline void store_bf16_neon(uint16_t *p, float32x4_t v)
+{
+    const uint32x4_t bits = vreinterpretq_u32_f32(v), even = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7FFF)), even);
+    vst1_u16(p, vshrn_n_u32(vbslq_u32(vceqq_f32(v, v), rounded, vdupq_n_u32(0x7FC00000)), 16));
+}
+#endif
 
 #elif EDR_VECTOR == 8 /* ----------------------------------------- AVX2 and FMA, and AVX-VNNI where EDR_VNNI says so */
 
@@ -120,6 +226,10 @@ static inline uint8_t low_byte_scalar(float x) { return (uint8_t)(rounded_bits(x
 #define LOAD_S8(p) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
 #define POW2(n) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23))
 #define STORE_U8(p, v) store_u8_avx2(p, v)
+#define LOAD_BF16(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))), 16))
+#define STORE_BF16(p, v) store_bf16_avx2(p, v)
+#define EVEN(p) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p)), 16))
+#define ODD(p) _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i *)(const void *)(p)), _mm256_set1_epi32(-65536)))
 
 #ifndef EDR_VNNI /* once for both */
 TARGET static inline __m256i lanes_avx2(int64_t n)
@@ -159,14 +269,25 @@ TARGET static inline void store_u8_avx2(uint8_t *p, __m256 v)
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
     _mm_storel_epi64((__m128i *)(void *)p, _mm_packus_epi16(words, words));
 }
+TARGET static inline void store_bf16_avx2(uint16_t *p, __m256 v)
+{
+    const __m256i bits = _mm256_castps_si256(v), even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7FFF))), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i all = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), nan);
+    _mm_storeu_si128((__m128i *)(void *)p, _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+}
 #endif
 
-#elif EDR_VECTOR == 16 /* --------------------------------------------------- AVX-512F, and VNNI where EDR_VNNI says so */
+#elif EDR_VECTOR == 16 /* ------------------------------- AVX-512F, VNNI where EDR_VNNI says so, and BF16 where EDR_BF16 does */
 
 #define VF __m512
 #define VI __m512i
 #define VW 16
-#ifdef EDR_VNNI
+#if defined(EDR_BF16)
+#define FN(name) name##_avx512bf16
+#define TARGET __attribute__((target("avx512f,avx512vnni,avx512bf16")))
+#elif defined(EDR_VNNI)
 #define FN(name) name##_vnni
 #define TARGET __attribute__((target("avx512f,avx512vnni")))
 #else
@@ -195,5 +316,23 @@ TARGET static inline void store_u8_avx2(uint8_t *p, __m256 v)
 #define LOAD_S8(p) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
 #define POW2(n) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23))
 #define STORE_U8(p, v) _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(v)))
+#define LOAD_BF16(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))), 16))
+#define EVEN(p) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))
+#define ODD(p) _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(-65536)))
+#ifdef EDR_BF16
+#define STORE_BF16(p, v) _mm256_storeu_si256((__m256i *)(void *)(p), (__m256i)_mm512_cvtneps_pbh(v))
+#else
+#define STORE_BF16(p, v) store_bf16_avx512(p, v)
+#endif
+
+#ifndef EDR_VNNI /* once for all three */
+TARGET static inline void store_bf16_avx512(uint16_t *p, __m512 v)
+{
+    const __m512i bits = _mm512_castps_si512(v), even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7FFF))), 16);
+    const __m512i all = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC0));
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(all));
+}
+#endif
 
 #endif

@@ -32,6 +32,17 @@ def row_lengths(mask):
     return lengths
 
 
+cdef str _place(const Py_buffer *data):
+    """Where a file that was refused is damaged, in words."""
+    cdef char name[33]
+    edr_model_fault(data.buf, data.len, name)
+    section = (<char *> name).decode("ascii")
+    if not section:
+        return "header or table of sections"
+    layer = f"weights of layer {int(section[5:7])}: " if section.startswith("layer") and section[5:7].isdigit() else ""
+    return f"{layer}section {section!r}"
+
+
 cdef class _Workspace:
     """Memory of one thread at work, at a multiple of 64."""
     cdef void *memory
@@ -70,8 +81,7 @@ cdef class Encoder:
         self.mapped = True
         cdef int status = edr_model_open(self.data.buf, self.data.len, &self.model, &at)
         if status != EDR_OK:
-            what = "header" if at < 0 else f"section looked for as number {at}"
-            raise InputError(f"{what}: {edr_status_text(status).decode()}")
+            raise InputError(f"{_place(&self.data)}: {edr_status_text(status).decode()}")
         self.room_size = edr_score_room(&self.model)
         self.workers = count - 1
         self.idle = []

@@ -26,7 +26,13 @@ threads = click.option("--threads", type=click.IntRange(min=1), help="Engine thr
     type=click.Choice(["native", "ort", "reference"]),
     help="What will run the model.  [default: native where it runs the student, else ort]",
 )
-@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "int8"]), help="Arithmetic of the engine.")
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["fp32", "bf16", "int8"]),
+    help="Arithmetic of the engine; bf16 is the native engine's alone.",
+)
 @click.option(
     "--activations",
     default="token",

@@ -13,7 +13,7 @@ import pytest
 from edgerec import InputError
 from edgerec._core import isa, isas, set_isa, topk
 
-NAMES = ["scalar", "avx2", "avx512", "neon", "avx512_vnni", "avx_vnni"]
+NAMES = ["scalar", "avx2", "avx512", "neon", "avx512_vnni", "avx_vnni", "neon_dotprod", "neon_i8mm", "avx512_bf16"]
 
 # Prints the set in use and a digest of selections over inputs that reach every branch of the kernels.
 PROGRAM = """

@@ -26,7 +26,7 @@ from .parity import Parity, Tolerance, Tolerances, fp32_logits, measure
 from .quantize import ACTIVATIONS, quantize_int8
 from .weights import reference_engine
 
-SUPPORTED = {"ort": ("fp32", "int8"), "native": ("fp32", "int8"), "reference": ("fp32",)}
+SUPPORTED = {"ort": ("fp32", "int8"), "native": ("fp32", "bf16", "int8"), "reference": ("fp32",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def build_engine(
     bundle : folder to write; must not exist, unless ``replace`` is given and it is a bundle.
     backend : ``native`` (the C engine: BERT-type students, int8 by token), ``ort`` (ONNX Runtime: any student) or ``reference`` (numpy, the
         oracle). None: ``native`` where it runs the student, else ``ort``; `BuildReport.backend_reason` says why.
-    precision : ``fp32``; for ``ort`` and ``native`` also ``int8``.
+    precision : ``fp32``; for ``ort`` and ``native`` also ``int8``; for ``native`` also ``bf16``.
     activations : for int8 on ``ort``, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is
         closer to fp32), ``batch`` (faster), ``static`` (ranges from the calibration sample); see `edgerec.builder.quantize.quantize_int8`.
     tolerances : the parity gates; by default `Tolerances` with the bounds that the model's recipe sets (``model.json: gate``).
@@ -145,12 +145,14 @@ def build_engine(
 def _engine(export: Export, backend: str | None, precision: str, clock: _Clock, activations: str) -> tuple[str, str, bytes]:
     """The backend, why it is this one, and its engine file."""
     reason = "asked for"
+    if backend is None and precision == "int8" and activations != "token":
+        backend, reason = "ort", f"activations = {activations!r} are ONNX Runtime's"
     if backend in (None, "native"):
         try:
             with clock.step("compile"):
                 return "native", reason if backend else "the native engine runs this student", native_engine(export, precision)
         except BuildError as error:
-            if backend:
+            if backend or precision not in SUPPORTED["ort"]:
                 raise
             reason = " ".join(str(error).split())
     if backend == "reference":

@@ -25,6 +25,9 @@ Floats = NDArray[np.float32]
 PANEL = 32
 """Outputs of a linear layer that are packed together; EDR_PANEL in csrc/engine_kernels.h."""
 
+_PRECISIONS = ("fp32", "int8", "bf16")
+"""By the number that section ``config`` has for them."""
+
 # fmt: off
 _OPERATORS = frozenset([
     "Add", "Cast", "Concat", "Constant", "Div", "Erf", "Expand", "Flatten", "Gather", "Gelu", "Gemm", "Identity", "LayerNormalization",
@@ -38,7 +41,7 @@ def native_engine(export: Export, precision: str) -> bytes:
 
     Parameters
     ----------
-    precision : ``fp32`` or ``int8``.
+    precision : ``fp32``, ``bf16`` or ``int8``.
 
     Raises
     ------
@@ -47,7 +50,7 @@ def native_engine(export: Export, precision: str) -> bytes:
     """
     _check_operators(export)
     path = export.folder / "student.safetensors"
-    sections = _Packer(read_safetensors(read_bytes(path), str(path)), export, int8=precision == "int8").sections()
+    sections = _Packer(read_safetensors(read_bytes(path), str(path)), export, precision).sections()
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "engine.bin"
         write_sections(target, sections)
@@ -80,13 +83,24 @@ def pack_int8(weight: Floats) -> tuple[NDArray[np.int8], Floats, Floats]:
     return np.ascontiguousarray(packed), scale, sums
 
 
+def as_bf16(values: Floats) -> NDArray[np.uint16]:
+    """The nearest bfloat16, of two the even one: the upper half of a float32's bits, in a uint16. Values must be finite."""
+    bits = values.view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+
+
+def pack_bf16(weight: Floats) -> NDArray[np.uint16]:
+    """Float32 [N, K] as bfloat16 [N / 32, K / 2, 32, 2]."""
+    return np.ascontiguousarray(as_bf16(weight).reshape(-1, PANEL, weight.shape[1] // 2, 2).transpose(0, 2, 1, 3))
+
+
 class _Packer:
     """Takes weights by name, checking each against the sizes the others imply; whatever is left over at the end is a fault too."""
 
-    def __init__(self, weights: Mapping[str, Floats], export: Export, *, int8: bool) -> None:
+    def __init__(self, weights: Mapping[str, Floats], export: Export, precision: str) -> None:
         self._left = dict(weights)
         self._what = f"{export.folder}: student.safetensors"
-        self._export, self._int8 = export, int8
+        self._export, self._precision = export, precision
         student = export.model["student"]
         self._hidden, self._layers, self._heads = (int(student[key]) for key in ("hidden", "layers", "heads"))
         self._out: dict[str, NDArray[Any]] = {}
@@ -105,7 +119,7 @@ class _Packer:
         bag = self._left["features.embedding.weight"].shape[1] if limits.buckets and "features.embedding.weight" in self._left else 0
         mlp = self._rows("features.hidden.weight") if limits.buckets else 0
         tower = [hidden, size, self._layers, limits.vocab, positions, types, pooler]
-        self._out["config"] = np.array([*tower, limits.buckets, bag, mlp, self._int8], np.int32)
+        self._out["config"] = np.array([*tower, limits.buckets, bag, mlp, _PRECISIONS.index(self._precision)], np.int32)
         names = [f"tower.layers.{i}" for i in range(self._layers)]
         sizes = [(self._rows(f"{name}.query.weight"), self._rows(f"{name}.intermediate.weight")) for name in names]
         if any(width % size for width, _ in sizes):
@@ -115,10 +129,10 @@ class _Packer:
             self._layer(i, width, inner)
         self._embeddings(positions, types)
         if pooler:
-            self._linear("pooler", *self._weight_and_bias("tower.pooler", hidden, hidden), int8=False)
+            self._linear("pooler", *self._weight_and_bias("tower.pooler", hidden, hidden), "fp32")
         if limits.buckets:
             self._out["feature_table"] = self._take("features.embedding.weight", limits.buckets, bag)
-            self._linear("feature_mlp", *self._weight_and_bias("features.hidden", mlp, bag), int8=False)
+            self._linear("feature_mlp", *self._weight_and_bias("features.hidden", mlp, bag), "fp32")
         head, bias = self._weight_and_bias("head", 1, hidden + mlp)
         self._out["head"] = np.concatenate([head[0], bias])
         if self._left:
@@ -141,31 +155,31 @@ class _Packer:
             weight, bias = self._weight_and_bias(f"{theirs}.{name}", width, hidden)
             weights.append(np.pad(weight * factor, ((0, spare), (0, 0))))
             biases.append(np.pad(bias * factor, (0, spare)))
-        self._linear(f"{ours}.qkv", np.concatenate(weights), np.concatenate(biases), int8=self._int8)
+        self._linear(f"{ours}.qkv", np.concatenate(weights), np.concatenate(biases), self._precision)
         mix, mix_bias = self._weight_and_bias(f"{theirs}.attention_output", hidden, width)
-        self._linear(f"{ours}.attention_output", np.pad(mix, ((0, 0), (0, spare))), mix_bias, int8=self._int8)
+        self._linear(f"{ours}.attention_output", np.pad(mix, ((0, 0), (0, spare))), mix_bias, self._precision)
         self._norm(f"{ours}.attention_norm", f"{theirs}.attention_norm")
         up, up_bias = self._weight_and_bias(f"{theirs}.intermediate", inner, hidden)
         down, down_bias = self._weight_and_bias(f"{theirs}.output", hidden, inner)
-        self._linear(f"{ours}.up", np.pad(up, ((0, more), (0, 0))), np.pad(up_bias, (0, more)), int8=self._int8)
-        self._linear(f"{ours}.down", np.pad(down, ((0, 0), (0, more))), down_bias, int8=self._int8)
+        self._linear(f"{ours}.up", np.pad(up, ((0, more), (0, 0))), np.pad(up_bias, (0, more)), self._precision)
+        self._linear(f"{ours}.down", np.pad(down, ((0, 0), (0, more))), down_bias, self._precision)
         self._norm(f"{ours}.output_norm", f"{theirs}.output_norm")
 
     def _embeddings(self, positions: int, types: int) -> None:
         word = self._take("tower.word_embeddings.weight", self._export.limits.vocab, self._hidden)
-        if self._int8:
+        if self._precision == "int8":
             self._out["word"], self._out["word.scale"] = quantised(word)
         else:
-            self._out["word"] = word
+            self._out["word"] = as_bf16(word) if self._precision == "bf16" else word
         self._out["position"] = self._take("tower.position_embeddings.weight", positions, self._hidden)
         self._out["type"] = self._take("tower.type_embeddings.weight", types, self._hidden)
         self._norm("embedding_norm", "tower.embedding_norm")
 
-    def _linear(self, name: str, weight: Floats, bias: Floats, *, int8: bool) -> None:
-        if int8:
+    def _linear(self, name: str, weight: Floats, bias: Floats, precision: str) -> None:
+        if precision == "int8":
             self._out[f"{name}.weight"], self._out[f"{name}.scale"], self._out[f"{name}.sums"] = pack_int8(weight)
         else:
-            self._out[f"{name}.weight"] = pack_linear(weight)
+            self._out[f"{name}.weight"] = pack_bf16(weight) if precision == "bf16" else pack_linear(weight)
         self._out[f"{name}.bias"] = np.pad(bias, (0, -len(bias) % PANEL))
 
     def _norm(self, ours: str, theirs: str) -> None:

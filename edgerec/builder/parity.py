@@ -51,12 +51,13 @@ class Tolerance:
 class Tolerances:
     """The gates by precision, and ``export``: how far the exported graph itself may be from the logits torch gave.
 
-    Int8 has no bound on single logits: their scale is the student's own, and a shift that all rows share changes no order. Its tau is
-    the loosest of the three: it counts every pair of near-equal rows that swaps, wherever in the list and whatever their grades.
+    Bf16 and int8 have no bound on single logits: their scale is the student's own, and a shift that all rows share changes no order. Tau is
+    the loosest of the others: it counts every pair of near-equal rows that swaps, wherever in the list and whatever their grades.
     """
 
     export: float = 1e-3
     fp32: Tolerance = field(default_factory=lambda: Tolerance(max_abs_diff=1e-3, ndcg_drop=0.001, top_overlap=0.99, tau=0.99))
+    bf16: Tolerance = field(default_factory=lambda: Tolerance(max_abs_diff=math.inf, ndcg_drop=0.005, top_overlap=0.9, tau=0.95))
     int8: Tolerance = field(default_factory=lambda: Tolerance(max_abs_diff=math.inf, ndcg_drop=0.01, top_overlap=0.8, tau=0.9))
 
     def with_gate(self, gate: Mapping[str, float], place: str) -> Tolerances:
@@ -71,11 +72,12 @@ class Tolerances:
             if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not low <= bound <= high:
                 known = ", ".join(f"{n} from {a:g} to {b:g}" for n, (a, b) in GATES.items())
                 raise BuildError(f"{place}: gate {name} = {bound!r:.40}; expected {known}")
-        return replace(self, fp32=replace(self.fp32, **gate), int8=replace(self.int8, **gate))  # type: ignore[arg-type]
+        bounds = {precision: replace(self.of(precision), **gate) for precision in ("fp32", "bf16", "int8")}  # type: ignore[arg-type]
+        return replace(self, **bounds)  # type: ignore[arg-type]
 
     def of(self, precision: str) -> Tolerance:
         """The gate of a precision."""
-        return self.int8 if precision == "int8" else self.fp32
+        return {"bf16": self.bf16, "int8": self.int8}.get(precision, self.fp32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from .. import _core, _native
 from ..bundle import Manifest, map_file
 from ..errors import BundleError, EngineError, InputError
+from ..segment import SectionFile
 from ..types import Batch, RaggedBatch
 from . import Limits
 from .machine import usable_cores
@@ -35,6 +36,15 @@ def _score(
         raise EngineError(f"batch: {error}") from error
     except MemoryError as error:
         raise EngineError(f"the engine cannot run: {error}; open it with fewer threads, or rank fewer queries at once") from error
+
+
+def _section_at_fault(path: Path) -> str:
+    """For the message: which section of a file that is not the manifest's is damaged; nothing when the file itself does not know."""
+    try:
+        SectionFile(path).verify()
+    except BundleError as error:
+        return f"; {error}" if path.is_file() else ""
+    return ""
 
 
 class NativeEngine:
@@ -65,7 +75,11 @@ class NativeEngine:
         if count > MAX_THREADS:
             raise EngineError(f"threads is {threads}; the native engine takes at most {MAX_THREADS}")
         try:
-            encoder = _native.Encoder(map_file(root, manifest, manifest.engine_file), isa=_core.isa(), threads=count)
+            data = map_file(root, manifest, manifest.engine_file)
+        except BundleError as error:
+            raise BundleError(f"{error}{_section_at_fault(root / manifest.engine_file)}") from error
+        try:
+            encoder = _native.Encoder(data, isa=_core.isa(), threads=count)
         except InputError as error:
             raise BundleError(f"{what} is damaged or not an engine this version runs: {error}; build the bundle again") from error
         except MemoryError as error:

@@ -15,7 +15,7 @@ from onnx import helper
 
 from edgerec.builder import build_engine
 from edgerec.builder.contract import read_export
-from edgerec.builder.native import native_engine, pack_int8, pack_linear
+from edgerec.builder.native import as_bf16, native_engine, pack_bf16, pack_int8, pack_linear
 from edgerec.builder.weights import read_safetensors
 from edgerec.engine import open_engine
 from edgerec.errors import BuildError
@@ -63,13 +63,41 @@ def test_int8_weights_are_within_half_a_step_and_their_sums_are_theirs(panels: i
     assert sums[3] == 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@settings(max_examples=60, deadline=None)
+@given(panels=st.integers(1, 3), pairs=st.integers(1, 9), seed=st.integers(0, 99), size=st.sampled_from([1e-20, 1e-3, 1.0, 1e20]))
+def test_bf16_weights_are_the_nearest_and_lie_in_pairs(panels: int, pairs: int, seed: int, size: float) -> None:
+    weight = (size * np.random.default_rng(seed).standard_normal((32 * panels, 2 * pairs))).astype(np.float32)
+    packed = pack_bf16(weight)
+    assert (packed.shape, packed.dtype) == ((panels, pairs, 32, 2), np.uint16)
+    halves = np.array([packed[n // 32, :, n % 32, :].reshape(-1) for n in range(32 * panels)])
+    widened = (halves.astype(np.uint32) << 16).view(np.float32)
+    assert np.all(np.abs(widened - weight) <= 2.0**-8 * np.abs(weight))
+
+
+def test_of_two_bf16_as_near_the_even_one_is_taken() -> None:
+    bits = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x3F817FFF, 0x80000000], np.uint32)
+    assert as_bf16(bits.view(np.float32)).tolist() == [0x3F80, 0x3F82, 0x3F81, 0x3F81, 0x8000]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_the_file_holds_what_the_format_says(tmp_path: Path, precision: str) -> None:
     export = make_export(tmp_path / "export", layers=2, hidden=64, pooler=True, pruned=[(3, 40), (4, 256)])
     found = sections(export, precision, tmp_path)
     weights = read_safetensors((export / "student.safetensors").read_bytes(), "x")
     vocab = weights["tower.word_embeddings.weight"].shape[0]
-    assert found.column("config", np.int32).tolist() == [64, 16, 2, vocab, 64, 2, 1, 512, 8, 8, int(precision == "int8")]
+    assert found.column("config", np.int32).tolist() == [
+        64,
+        16,
+        2,
+        vocab,
+        64,
+        2,
+        1,
+        512,
+        8,
+        8,
+        {"fp32": 0, "int8": 1, "bf16": 2}[precision],
+    ]
     # Three heads of 16 become four, 40 inner units 64: whole panels.
     assert found.column("layers", np.int32, rank=2).tolist() == [[4, 64], [4, 256]]
     assert found.column("head", np.float32).shape == (64 + 8 + 1,)

@@ -10,6 +10,11 @@
 #include "edgerec.h"
 
 /* Make a part of a heap block as forbidden as what lies outside it. It ends at a multiple of 8, or where the block ends. */
+#if defined(__has_feature) /* Clang's way to say it; GCC's is a macro */
+#if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #define FORBID(from, size) ASAN_POISON_MEMORY_REGION(from, size)

@@ -5,8 +5,14 @@
 #include "check.h"
 #include "edr_engine.h"
 
+#ifdef SMALLEST_MODEL /* for fuzzing, where what counts is how many inputs there are */
+enum { HIDDEN = 32, HEAD = 16, LAYERS = 1, VOCAB = 5, POSITIONS = 9, TYPES = 2, BUCKETS = 4, WIDTH = 3, DEPTH = 5 };
+static const int32_t LAYER_SIZES[2 * LAYERS] = {2, 32};
+#else
 /* Both layers differ in heads and inner size, as in a pruned student. */
 enum { HIDDEN = 64, HEAD = 16, LAYERS = 2, VOCAB = 50, POSITIONS = 150, TYPES = 2, BUCKETS = 20, WIDTH = 8, DEPTH = 24 };
+static const int32_t LAYER_SIZES[2 * LAYERS] = {4, 96, 2, 64};
+#endif
 enum { TABLE_ENTRIES = 64, LARGEST_FILE = 1 << 20 };
 
 typedef struct engine_file {
@@ -22,13 +28,16 @@ static inline float random_float(uint64_t *state, float least, float most)
     return least + (most - least) * (float)(random_u64(state) >> 40) * (1.0f / 16777216.0f);
 }
 
-/* One more section; its data is random: int8 over all of its range, floats in least .. most. */
+/* How the layers' weights are stored; dtype codes of a section file. */
+enum { FLOATS = 0, INTEGERS = 1, HALVES = 2, KINDS_OF_WEIGHTS = 3, DTYPE_INT8 = 2, DTYPE_UINT16 = 3, DTYPE_FLOAT32 = 7 };
+
+/* One more section; its data is random: int8 over all of its range, floats (uint16: their upper halves) in least .. most. */
 static inline void *add(engine_file *f, const char *name, uint32_t dtype, int64_t a, int64_t b, int64_t c, int64_t d, float least, float most)
 {
     uint8_t *entry = f->bytes + 64 + 128 * f->sections++;
     const uint64_t shape[4] = {(uint64_t)a, (uint64_t)b, (uint64_t)c, (uint64_t)d}, offset = (uint64_t)f->size;
     const int64_t count = a * b * c * d;
-    const uint64_t bytes = (uint64_t)count * (dtype == 2 ? 1 : 4);
+    const uint64_t bytes = (uint64_t)count * (dtype == DTYPE_INT8 ? 1 : dtype == DTYPE_UINT16 ? 2 : 4);
     const uint32_t rank = 4;
     if (f->sections > TABLE_ENTRIES || f->size + (int64_t)bytes + 64 > LARGEST_FILE) abort();
     memcpy(entry, name, strlen(name));
@@ -40,8 +49,11 @@ static inline void *add(engine_file *f, const char *name, uint32_t dtype, int64_
     void *data = f->bytes + f->size;
     for (int64_t i = 0; i < count; i++) {
         const float value = random_float(&f->state, least, most);
-        if (dtype == 2) ((int8_t *)data)[i] = (int8_t)(random_below(&f->state, 255) - 127);
-        if (dtype == 7) memcpy((float *)data + i, &value, 4);
+        uint32_t bits;
+        memcpy(&bits, &value, 4);
+        if (dtype == DTYPE_INT8) ((int8_t *)data)[i] = (int8_t)(random_below(&f->state, 255) - 127);
+        if (dtype == DTYPE_UINT16) ((uint16_t *)data)[i] = (uint16_t)(bits >> 16);
+        if (dtype == DTYPE_FLOAT32) memcpy((float *)data + i, &value, 4);
     }
     f->ends[f->sections - 1] = f->size + (int64_t)bytes;
     f->size = (f->size + (int64_t)bytes + 127) / 64 * 64;
@@ -55,13 +67,13 @@ static inline void add_norm(engine_file *f, const char *name)
 }
 
 /* Scales and sums are those of the int8 weights, so that fp32 and int8 logits are of one size. */
-static inline void add_linear(engine_file *f, const char *part, int64_t k, int64_t n, int int8)
+static inline void add_linear(engine_file *f, const char *part, int64_t k, int64_t n, int weights)
 {
     char name[32];
     const float size = 0.2f;
     snprintf(name, sizeof name, "%s.weight", part);
-    if (int8) {
-        const int8_t *weight = add(f, name, 2, n / 32, k / 4, 32, 4, 0, 0);
+    if (weights == INTEGERS) {
+        const int8_t *weight = add(f, name, DTYPE_INT8, n / 32, k / 4, 32, 4, 0, 0);
         snprintf(name, sizeof name, "%s.scale", part);
         float *scale = add(f, name, 7, n, 1, 1, 1, 0.5f * size / 127, size / 127);
         snprintf(name, sizeof name, "%s.sums", part);
@@ -71,6 +83,8 @@ static inline void add_linear(engine_file *f, const char *part, int64_t k, int64
             for (int64_t i = 0; i < k; i++) sum += weight[(c / 32 * (k / 4) + i / 4) * 128 + c % 32 * 4 + i % 4];
             sums[c] = scale[c] * (float)sum;
         }
+    } else if (weights == HALVES) {
+        add(f, name, DTYPE_UINT16, n / 32, k / 2, 32, 2, -size, size);
     } else {
         add(f, name, 7, n / 32, k, 32, 1, -size, size);
     }
@@ -78,29 +92,28 @@ static inline void add_linear(engine_file *f, const char *part, int64_t k, int64
     add(f, name, 7, n, 1, 1, 1, -size, size);
 }
 
-/* The whole file: with or without int8, features and the pooler. */
-static inline engine_file build_file(int int8, int features, int pooler)
+/* The whole file: weights of one kind, with or without features and the pooler. */
+static inline engine_file build_file(int weights, int features, int pooler)
 {
     engine_file f = {.size = 64 + 128 * TABLE_ENTRIES, .state = 7};
     f.bytes = aligned_room(LARGEST_FILE, &f.whole);
     memset(f.bytes, 0, LARGEST_FILE);
-    const int32_t config[11] = {HIDDEN, HEAD, LAYERS, VOCAB, POSITIONS, TYPES, pooler, features ? BUCKETS : 0, features ? WIDTH : 0, features ? DEPTH : 0, int8};
-    const int32_t layers[4] = {4, 96, 2, 64};
+    const int32_t config[11] = {HIDDEN, HEAD, LAYERS, VOCAB, POSITIONS, TYPES, pooler, features ? BUCKETS : 0, features ? WIDTH : 0, features ? DEPTH : 0, weights};
     memcpy(add(&f, "config", 5, 11, 1, 1, 1, 0, 0), config, sizeof config);
-    memcpy(add(&f, "layers", 5, LAYERS, 2, 1, 1, 0, 0), layers, sizeof layers);
+    memcpy(add(&f, "layers", 5, LAYERS, 2, 1, 1, 0, 0), LAYER_SIZES, sizeof LAYER_SIZES);
     for (int i = 0; i < LAYERS; i++) {
         const char *names[2][6] = {{"layer00.qkv", "layer00.attention_output", "layer00.attention_norm", "layer00.up", "layer00.down", "layer00.output_norm"},
                                    {"layer01.qkv", "layer01.attention_output", "layer01.attention_norm", "layer01.up", "layer01.down", "layer01.output_norm"}};
-        const int64_t width = layers[2 * i] * HEAD, inner = layers[2 * i + 1];
-        add_linear(&f, names[i][0], HIDDEN, 3 * width, int8);
-        add_linear(&f, names[i][1], width, HIDDEN, int8);
+        const int64_t width = LAYER_SIZES[2 * i] * HEAD, inner = LAYER_SIZES[2 * i + 1];
+        add_linear(&f, names[i][0], HIDDEN, 3 * width, weights);
+        add_linear(&f, names[i][1], width, HIDDEN, weights);
         add_norm(&f, names[i][2]);
-        add_linear(&f, names[i][3], HIDDEN, inner, int8);
-        add_linear(&f, names[i][4], inner, HIDDEN, int8);
+        add_linear(&f, names[i][3], HIDDEN, inner, weights);
+        add_linear(&f, names[i][4], inner, HIDDEN, weights);
         add_norm(&f, names[i][5]);
     }
-    add(&f, "word", int8 ? 2 : 7, VOCAB, HIDDEN, 1, 1, -1, 1);
-    if (int8) add(&f, "word.scale", 7, VOCAB, 1, 1, 1, 0.004f, 0.008f);
+    add(&f, "word", weights == INTEGERS ? DTYPE_INT8 : weights == HALVES ? DTYPE_UINT16 : DTYPE_FLOAT32, VOCAB, HIDDEN, 1, 1, -1, 1);
+    if (weights == INTEGERS) add(&f, "word.scale", 7, VOCAB, 1, 1, 1, 0.004f, 0.008f);
     add(&f, "position", 7, POSITIONS, HIDDEN, 1, 1, -0.5f, 0.5f);
     add(&f, "type", 7, TYPES, HIDDEN, 1, 1, -0.5f, 0.5f);
     add_norm(&f, "embedding_norm");

@@ -4,9 +4,9 @@
 
 #include "engine_file.h"
 
-static void test_cuts(int int8, int features, int pooler)
+static void test_cuts(int weights, int features, int pooler)
 {
-    engine_file f = build_file(int8, features, pooler);
+    engine_file f = build_file(weights, features, pooler);
     edr_model m;
     void *mapped;
     CHECK(edr_model_open(sealed(&f, &mapped), f.size, &m, NULL) == EDR_OK);
@@ -27,7 +27,7 @@ static void test_cuts(int int8, int features, int pooler)
             off = fmax(off, fabs(whole_run[i] - scalar[i]));
             spread = fmax(spread, fabs(whole_run[i] - whole_run[0]));
         }
-        CHECK(off < (int8 ? 0.02 : 2e-5) && spread > 0.1);
+        CHECK(off < (weights == FLOATS ? 2e-5 : 0.02) && spread > 0.1);
         for (int round = 0; round < 2; round++) {
             float *logits = exact_room(MOST_ROWS * 4);
             memset(room, 0xFF, (size_t)size); /* NaN all over: nothing is read that was not written in this call */
@@ -51,10 +51,10 @@ static void test_cuts(int int8, int features, int pooler)
  * What rows have in common is computed once, and no row can tell: `common` tokens in front of all rows or, if `odd` is
  * above 0, of all but the last, which has only `odd` of them.
  */
-static void test_common(int int8, int layers, int64_t common, int64_t most, int64_t odd)
+static void test_common(int weights, int layers, int64_t common, int64_t most, int64_t odd)
 {
     enum { MANY = 70 }; /* more than a chunk */
-    engine_file f = build_file(int8, 0, 0);
+    engine_file f = build_file(weights, 0, 0);
     edr_model m;
     void *mapped, *whole;
     CHECK(edr_model_open(sealed(&f, &mapped), f.size, &m, NULL) == EDR_OK);
@@ -97,9 +97,9 @@ static void test_common(int int8, int layers, int64_t common, int64_t most, int6
 }
 
 /* The id of a slot without weight may be anything, and changes no bit; NaN in a row's weights spoils that row alone. */
-static void test_slots(int int8)
+static void test_slots(int weights)
 {
-    engine_file f = build_file(int8, 1, 0);
+    engine_file f = build_file(weights, 1, 0);
     edr_model m;
     void *mapped, *whole;
     CHECK(edr_model_open(sealed(&f, &mapped), f.size, &m, NULL) == EDR_OK);
@@ -205,16 +205,16 @@ static void test_lengths(void)
 
 int main(void)
 {
-    for (int kind = 0; kind < 8; kind++) test_cuts(kind & 1, kind >> 1 & 1, kind >> 2);
-    for (int int8 = 0; int8 < 2; int8++) {
-        test_slots(int8);
+    for (int kind = 0; kind < 12; kind++) test_cuts(kind % 3, kind / 3 & 1, kind / 6);
+    for (int weights = 0; weights < KINDS_OF_WEIGHTS; weights++) {
+        test_slots(weights);
         for (int layers = 1; layers <= LAYERS; layers++) {
-            test_common(int8, layers, 0, 20, 0);   /* nothing in common */
-            test_common(int8, layers, 6, 20, 0);   /* a query and its item */
-            test_common(int8, layers, 6, 20, 4);   /* but for one row */
-            test_common(int8, layers, 1, 3, 0);    /* rows that end where the others go on */
-            test_common(int8, layers, 14, 14, 0);  /* all of every row */
-            test_common(int8, layers, 100, 150, 0); /* more than is shared, rows longer than a block */
+            test_common(weights, layers, 0, 20, 0);   /* nothing in common */
+            test_common(weights, layers, 6, 20, 0);   /* a query and its item */
+            test_common(weights, layers, 6, 20, 4);   /* but for one row */
+            test_common(weights, layers, 1, 3, 0);    /* rows that end where the others go on */
+            test_common(weights, layers, 14, 14, 0);  /* all of every row */
+            test_common(weights, layers, 100, 150, 0); /* more than is shared, rows longer than a block */
         }
     }
     test_inputs();

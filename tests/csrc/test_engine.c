@@ -35,9 +35,9 @@ static void *call(void *argument)
     return NULL;
 }
 
-static void test_threads(int int8)
+static void test_threads(int weights)
 {
-    engine_file f = build_file(int8, 1, 1);
+    engine_file f = build_file(weights, 1, 1);
     edr_model m;
     void *mapped;
     CHECK(edr_model_open(sealed(&f, &mapped), f.size, &m, NULL) == EDR_OK);
@@ -136,7 +136,6 @@ int main(void)
 {
     test_deadlines(0);
     test_deadlines(WORKERS);
-    test_threads(0);
-    test_threads(1);
+    for (int weights = 0; weights < KINDS_OF_WEIGHTS; weights++) test_threads(weights);
     return check_report();
 }

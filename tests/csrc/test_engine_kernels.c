@@ -78,51 +78,90 @@ static void test_functions(const edr_engine_kernels *k)
     CHECK(isnan(bad[0]) && fabs(bad[1] - tanh(1.0)) < 3e-7);
 }
 
+/* Kinds of products, and the bytes of a number in each. */
+enum { FLOATS, INTEGERS, HALVES };
+static const size_t CELL[] = {4, 1, 2};
+
+static double widened(uint16_t half)
+{
+    const uint32_t bits = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static void product(const edr_engine_kernels *k, int kind, const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m,
+                    float *out, int64_t ldo, int then)
+{
+    (kind == INTEGERS ? k->product_u8 : kind == HALVES ? k->product_bf16 : k->product_f32)(w, first, panels, x, m, out, ldo, then);
+}
+
 /* y and what it may be off by, of one output, in double. */
-static double slow_y(const edr_linear *w, const edr_rows *x, int64_t row, int64_t c, int int8, double *size)
+static double slow_y(const edr_linear *w, const edr_rows *x, int64_t row, int64_t c, int kind, double *size)
 {
     double sum = w->bias[c];
     *size = fabs(sum);
     for (int64_t i = 0; i < w->inputs; i++) {
-        const int64_t in_panel = (c / 32 * w->inputs + i / 4 * 4) * 32 + c % 32 * 4 + i % 4;
-        const double u = int8 ? ((const uint8_t *)x->data)[row * w->inputs + i] : 0;
-        const double a = int8 ? x->least[row] + (double)x->scale[row] * u : ((const float *)x->data)[row * w->inputs + i];
-        const double b = int8 ? (double)w->scale[c] * ((const int8_t *)w->weight)[in_panel]
-                              : ((const float *)w->weight)[(c / 32 * w->inputs + i) * 32 + c % 32];
+        const int64_t group = kind == INTEGERS ? 4 : kind == HALVES ? 2 : 1;
+        const int64_t here = row * w->inputs + i, in_panel = (c / 32 * w->inputs + i / group * group) * 32 + c % 32 * group + i % group;
+        double a, b, rest = 0;
+        if (kind == INTEGERS) {
+            const double u = ((const uint8_t *)x->data)[here];
+            a = x->least[row] + (double)x->scale[row] * u;
+            b = (double)w->scale[c] * ((const int8_t *)w->weight)[in_panel];
+            rest = fabs(b) * (fabs((double)x->least[row]) + x->scale[row] * u);
+        } else if (kind == HALVES) {
+            a = widened(((const uint16_t *)x->data)[here]);
+            b = widened(((const uint16_t *)w->weight)[in_panel]);
+        } else {
+            a = ((const float *)x->data)[here];
+            b = ((const float *)w->weight)[in_panel];
+        }
         sum += a * b;
-        *size += fabs(a * b) + (int8 ? fabs(b) * (fabs((double)x->least[row]) + x->scale[row] * u) : 0);
+        *size += fabs(a * b) + rest;
     }
     return sum;
 }
 
+/* A bfloat16 in -1 .. 1. */
+static uint16_t random_half(uint64_t *state)
+{
+    const float x = uniform(state, 1);
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (uint16_t)(bits >> 16);
+}
+
 /* Products: within (K + 8) units of the last place of the sum of magnitudes; no column beside the asked ones is written. */
-static void test_products(const edr_engine_kernels *k, int int8)
+static void test_products(const edr_engine_kernels *k, int kind)
 {
     uint64_t state = 2;
     for (int round = 0; round < 120; round++) {
-        const int64_t depth = int8 ? 4 * (1 + random_below(&state, 40)) : 1 + random_below(&state, 80), all = 1 + random_below(&state, 4), n = 32 * all;
+        const int64_t depth = (kind == INTEGERS ? 4 : kind == HALVES ? 2 : 1) * (1 + random_below(&state, kind == FLOATS ? 80 : 40)), all = 1 + random_below(&state, 4), n = 32 * all;
         const int64_t first = random_below(&state, all), panels = 1 + random_below(&state, all - first), m = random_below(&state, 30);
         const int64_t ldo = 32 * panels + random_below(&state, 3);
         const int then = round % 3;
-        const size_t cell = int8 ? 1 : 4;
+        const size_t cell = CELL[kind];
         void *weight = make_room((size_t)(n * depth) * cell), *data = make_room((size_t)(m * depth) * cell);
         float *bias = make_room((size_t)n * 4), *scale = make_room((size_t)n * 4), *sums = make_room((size_t)n * 4);
         float *row_scale = make_room((size_t)m * 4), *least = make_room((size_t)m * 4);
         const size_t room = m > 0 ? (size_t)((m - 1) * ldo + 32 * panels) * 4 : 0;
         float *out = make_room(room), *before = make_room(room);
         for (int64_t i = 0; i < n * depth; i++) {
-            if (int8) ((int8_t *)weight)[i] = (int8_t)(random_below(&state, 256) - 128);
+            if (kind == INTEGERS) ((int8_t *)weight)[i] = (int8_t)(random_below(&state, 256) - 128);
+            else if (kind == HALVES) ((uint16_t *)weight)[i] = random_half(&state);
             else ((float *)weight)[i] = uniform(&state, 1);
         }
         for (int64_t i = 0; i < m * depth; i++) {
-            if (int8) ((uint8_t *)data)[i] = (uint8_t)random_below(&state, 256);
+            if (kind == INTEGERS) ((uint8_t *)data)[i] = (uint8_t)random_below(&state, 256);
+            else if (kind == HALVES) ((uint16_t *)data)[i] = random_half(&state);
             else ((float *)data)[i] = uniform(&state, 1);
         }
         for (int64_t c = 0; c < n; c++) {
             bias[c] = uniform(&state, 1);
             scale[c] = 0.01f + 0.005f * uniform(&state, 1);
             double sum = 0;
-            for (int64_t i = 0; int8 && i < depth; i++) sum += ((int8_t *)weight)[(c / 32 * depth + i / 4 * 4) * 32 + c % 32 * 4 + i % 4];
+            for (int64_t i = 0; kind == INTEGERS && i < depth; i++) sum += ((int8_t *)weight)[(c / 32 * depth + i / 4 * 4) * 32 + c % 32 * 4 + i % 4];
             sums[c] = (float)(sum * scale[c]);
         }
         for (int64_t r = 0; r < m; r++) {
@@ -132,7 +171,7 @@ static void test_products(const edr_engine_kernels *k, int int8)
         for (size_t i = 0; i < room / 4; i++) out[i] = before[i] = uniform(&state, 1);
         const edr_linear w = {weight, bias, scale, sums, depth, n};
         const edr_rows x = {data, row_scale, least};
-        (int8 ? k->product_u8 : k->product_f32)(&w, first, panels, &x, m, out, ldo, then);
+        product(k, kind, &w, first, panels, &x, m, out, ldo, then);
         int close = 1, beside = 1, alone = 1;
         for (int64_t r = 0; r < m; r++) {
             for (int64_t c = 0; c < ldo && r * ldo + c < (int64_t)(room / 4); c++) {
@@ -141,7 +180,7 @@ static void test_products(const edr_engine_kernels *k, int int8)
                     beside &= got == was;
                     continue;
                 }
-                double size, y = slow_y(&w, &x, r, 32 * first + c, int8, &size);
+                double size, y = slow_y(&w, &x, r, 32 * first + c, kind, &size);
                 const double bound = 6e-8 * (double)(depth + 8) * (size + 1) + (then == EDR_GELU ? 2e-6 + 4e-7 * fabs(y) : 0);
                 y = then == EDR_GELU ? exact_gelu(y) : then == EDR_ADD ? y + was : y;
                 close &= fabs(got - y) <= bound;
@@ -150,7 +189,7 @@ static void test_products(const edr_engine_kernels *k, int int8)
             float one[4 * 32];
             memcpy(one, before + r * ldo, (size_t)panels * 128);
             const edr_rows only = {(const uint8_t *)data + (size_t)(r * depth) * cell, row_scale + r, least + r};
-            (int8 ? k->product_u8 : k->product_f32)(&w, first, panels, &only, 1, one, 32 * panels, then);
+            product(k, kind, &w, first, panels, &only, 1, one, 32 * panels, then);
             alone &= memcmp(one, out + r * ldo, (size_t)panels * 128) == 0;
         }
         CHECK(close);
@@ -199,6 +238,7 @@ static void test_rows(const edr_engine_kernels *k)
         const int64_t n = 32 * (1 + random_below(&state, 6)), odd = 1 + random_below(&state, 70);
         float *x = make_room((size_t)n * 4), *y = make_room((size_t)n * 4), *weight = make_room((size_t)n * 8), *out = make_room((size_t)n * 4);
         int8_t *word = make_room((size_t)n);
+        uint16_t *halves = make_room((size_t)n * 2);
         uint8_t *u = make_room((size_t)n);
         double mean = 0, variance = 0, close = 1;
         for (int64_t i = 0; i < n; i++) {
@@ -206,6 +246,7 @@ static void test_rows(const edr_engine_kernels *k)
             weight[i] = uniform(&state, 1);
             weight[n + i] = uniform(&state, 1);
             word[i] = (int8_t)(random_below(&state, 256) - 128);
+            halves[i] = random_half(&state);
             mean += x[i] / (double)n;
         }
         for (int64_t i = 0; i < n; i++) variance += (x[i] - mean) * (x[i] - mean) / (double)n;
@@ -222,10 +263,12 @@ static void test_rows(const edr_engine_kernels *k)
         }
         CHECK(least == low && fabs(scale * 255 - (most - low)) < 1e-5 && off < 0.5 + 1e-4);
         int same = 1;
-        k->embed(word, 0.5f, 1, x, weight, n, out);
+        k->embed(word, 1, 0.5f, x, weight, n, out);
         for (int64_t i = 0; i < n; i++) same &= out[i] == 0.5f * (float)word[i] + x[i] + weight[i];
-        k->embed(weight + n, 9.0f, 0, x, weight, n, out);
+        k->embed(weight + n, 4, 9.0f, x, weight, n, out);
         for (int64_t i = 0; i < n; i++) same &= out[i] == weight[n + i] + x[i] + weight[i];
+        k->embed(halves, 2, 9.0f, x, weight, n, out);
+        for (int64_t i = 0; i < n; i++) same &= out[i] == (float)widened(halves[i]) + x[i] + weight[i];
         CHECK(same);
         for (int64_t i = 0; i < n; i++) x[i] = 1.5f;
         k->quantise(x, n, u, &scale, &least);
@@ -246,9 +289,45 @@ static void test_rows(const edr_engine_kernels *k)
         k->add_scaled(a, 0.7f, odd, c);
         for (int64_t i = 0; i < odd; i++) same &= fabs(c[i] - ((double)b[i] + 0.7f * (double)a[i])) < 3e-7;
         CHECK(same);
-        void *all[] = {x, y, weight, out, word, u, a, b, c};
-        for (int i = 0; i < 9; i++) free_room(all[i]);
+        void *all[] = {x, y, weight, out, word, halves, u, a, b, c};
+        for (int i = 0; i < 10; i++) free_room(all[i]);
     }
+}
+
+/* The nearest bfloat16 has the upper half of the float's bits, or one more; of two as near it is the even one. */
+static void test_rounding(const edr_engine_kernels *k)
+{
+    uint64_t state = 6;
+    int nearest = 1, special = 1;
+    for (int round = 0; round < 2000; round++) {
+        const int64_t n = 32 * (1 + random_below(&state, 3));
+        float *x = make_room((size_t)n * 4);
+        uint16_t *out = make_room((size_t)n * 2);
+        for (int64_t i = 0; i < n; i++) {
+            /* Any normal number, often half way between two. */
+            const uint32_t exponent = 1 + (uint32_t)random_below(&state, 253), lower = (uint32_t)random_below(&state, 1 << 16);
+            const uint32_t bits = (uint32_t)random_below(&state, 2) << 31 | exponent << 23 | (uint32_t)random_below(&state, 128) << 16 | (i % 2 ? 0x8000u : lower);
+            memcpy(x + i, &bits, 4);
+        }
+        k->round_bf16(x, n, out);
+        for (int64_t i = 0; i < n; i++) {
+            uint32_t bits;
+            memcpy(&bits, x + i, 4);
+            const double below = widened((uint16_t)(bits >> 16)), above = widened((uint16_t)((bits >> 16) + 1)), y = widened(out[i]);
+            const double down = fabs(x[i] - below), up = fabs(above - x[i]);
+            nearest &= y == (down < up || (down == up && (bits >> 16) % 2 == 0) ? below : above);
+        }
+        const float odd[4] = {NAN, INFINITY, -INFINITY, 0.0f};
+        memcpy(x, odd, sizeof odd);
+        const uint32_t all_ones = 0x7FFFFFFF;
+        memcpy(x + 4, &all_ones, 4);
+        k->round_bf16(x, n, out);
+        special &= isnan(widened(out[0])) && widened(out[1]) == INFINITY && widened(out[2]) == -INFINITY && widened(out[3]) == 0 && isnan(widened(out[4]));
+        free_room(x);
+        free_room(out);
+    }
+    CHECK(nearest);
+    CHECK(special);
 }
 
 static void test_attention(const edr_engine_kernels *k)
@@ -301,10 +380,10 @@ int main(void)
         const long failed = check_failed;
         for (guarded = 0; guarded < 2; guarded++) {
             test_functions(k);
-            test_products(k, 0);
-            test_products(k, 1);
+            for (int kind = FLOATS; kind <= HALVES; kind++) test_products(k, kind);
             test_integers(k);
             test_rows(k);
+            test_rounding(k);
             test_attention(k);
         }
         if (check_failed != failed) fprintf(stderr, "  with %s\n", edr_isa_name(isa));

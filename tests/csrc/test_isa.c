@@ -11,16 +11,21 @@ int main(void)
     CHECK(edr_isa_name(EDR_ISA_COUNT) == NULL);
     for (int isa = 0; isa < EDR_ISA_COUNT; isa++) CHECK(edr_isa_name(isa) != NULL);
 #if defined(__aarch64__)
-    CHECK(edr_isa_best() == EDR_ISA_NEON);
+    const int dot = edr_isa_supported(EDR_ISA_NEON_DOTPROD), mixed = edr_isa_supported(EDR_ISA_NEON_I8MM);
+    CHECK(edr_isa_supported(EDR_ISA_NEON) && mixed <= dot);
+    CHECK(edr_isa_best() == (mixed ? EDR_ISA_NEON_I8MM : dot ? EDR_ISA_NEON_DOTPROD : EDR_ISA_NEON));
     CHECK(edr_isa_supported(EDR_ISA_AVX2) == 0);
 #elif defined(__x86_64__)
-    CHECK(edr_isa_supported(EDR_ISA_NEON) == 0);
+    CHECK(!edr_isa_supported(EDR_ISA_NEON) && !edr_isa_supported(EDR_ISA_NEON_DOTPROD) && !edr_isa_supported(EDR_ISA_NEON_I8MM));
     /* AVX-512 machines have AVX2, those with VNNI have AVX-512, and the most able one is preferred. */
     const int vnni = edr_isa_supported(EDR_ISA_AVX512_VNNI), wide = edr_isa_supported(EDR_ISA_AVX512), half = edr_isa_supported(EDR_ISA_AVX2);
     CHECK(wide <= half && vnni <= wide);
     const int half_vnni = edr_isa_supported(EDR_ISA_AVX_VNNI);
     CHECK(half_vnni <= half);
-    CHECK(edr_isa_best() == (vnni        ? EDR_ISA_AVX512_VNNI
+    const int halves = edr_isa_supported(EDR_ISA_AVX512_BF16);
+    CHECK(halves <= vnni);
+    CHECK(edr_isa_best() == (halves      ? EDR_ISA_AVX512_BF16
+                             : vnni      ? EDR_ISA_AVX512_VNNI
                              : wide      ? EDR_ISA_AVX512
                              : half_vnni ? EDR_ISA_AVX_VNNI
                              : half      ? EDR_ISA_AVX2

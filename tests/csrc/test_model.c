@@ -27,12 +27,13 @@ static edr_status open_and_score(const uint8_t *bytes, int64_t size, int isa)
 
 static void test_good(void)
 {
-    for (int kind = 0; kind < 8; kind++) {
-        engine_file f = build_file(kind & 1, kind >> 1 & 1, kind >> 2);
+    for (int kind = 0; kind < 12; kind++) {
+        const int weights = kind % 3, features = kind / 3 & 1, pooler = kind / 6;
+        engine_file f = build_file(weights, features, pooler);
         edr_model m;
         CHECK(edr_model_open(f.bytes, f.size, &m, NULL) == EDR_OK);
         CHECK(m.hidden == HIDDEN && m.layers == LAYERS && m.vocab == VOCAB && m.positions == POSITIONS && m.types == TYPES);
-        CHECK(m.buckets == (kind & 2 ? BUCKETS : 0) && m.int8 == (kind & 1) && m.has_pooler == kind >> 2);
+        CHECK(m.buckets == (features ? BUCKETS : 0) && m.int8 == (weights == INTEGERS) && m.bf16 == (weights == HALVES) && m.has_pooler == pooler);
         CHECK(m.widest_inner == 96 && m.widest_heads == 64 && m.layer[1].heads == 2 && m.layer[1].inner == 64);
         CHECK(m.layer[0].qkv.outputs == 192 && m.layer[1].qkv.outputs == 96 && m.layer[1].attention_output.inputs == 32);
         CHECK(open_and_score(f.bytes, f.size, EDR_ISA_SCALAR) == EDR_OK);
@@ -49,18 +50,23 @@ static void test_faults(void)
     int64_t at = -9;
     memset(&m, 0x5A, sizeof m);
 #define OPEN(data, size) edr_model_open(data, size, &m, &at)
+    char name[EDR_NAME_ROOM];
+#define FAULT_IN(wanted) (edr_model_fault(f.bytes, f.size, name), strcmp(name, wanted) == 0)
+    CHECK(FAULT_IN(""));
+    edr_model_fault(NULL, f.size, name);
+    CHECK(name[0] == 0);
     CHECK(OPEN(NULL, f.size) == EDR_E_NULL && edr_model_open(f.bytes, f.size, NULL, NULL) == EDR_E_NULL);
     CHECK(OPEN(f.bytes, 63) == EDR_E_SIZE && OPEN(f.bytes, -1) == EDR_E_SIZE && OPEN(f.bytes + 4, f.size - 4) == EDR_E_SIZE);
     CHECK(OPEN(f.bytes, f.size - 1) == EDR_E_SIZE && at == -1);
     /* What a config may not say, by place: each is put back afterwards. */
     const struct { int place, value; } wrong[] = {{0, 0}, {0, 33}, {0, -32}, {0, 1 << 30}, {1, 0}, {1, 2048}, {2, 0}, {2, 65}, {3, 0}, {3, -1}, {4, 0},
-                                                  {4, 1 << 20}, {5, 0}, {6, 2}, {7, -1}, {8, 0}, {8, 5000}, {9, 0}, {9, INT32_MIN}, {10, 2}};
+                                                  {4, 1 << 20}, {5, 0}, {6, 2}, {7, -1}, {8, 0}, {8, 5000}, {9, 0}, {9, INT32_MIN}, {10, 3}, {10, -1}};
     uint8_t *config = f.bytes + 64 + 128 * TABLE_ENTRIES;
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         int32_t was;
         memcpy(&was, config + 4 * wrong[i].place, 4);
         set32(config + 4 * wrong[i].place, wrong[i].value);
-        CHECK(OPEN(f.bytes, f.size) == EDR_E_VALUE && at == 0);
+        CHECK(OPEN(f.bytes, f.size) == EDR_E_VALUE && at == 0 && FAULT_IN("config"));
         set32(config + 4 * wrong[i].place, was);
     }
     uint8_t *layers = config + 128; /* behind the gap that add leaves */
@@ -71,7 +77,7 @@ static void test_faults(void)
         set32(layers, 4);
     }
     set32(layers, 6); /* a width that is fine, and not that of the weights */
-    CHECK(OPEN(f.bytes, f.size) == EDR_E_SIZE && at == 2);
+    CHECK(OPEN(f.bytes, f.size) == EDR_E_SIZE && at == 2 && FAULT_IN("layer00.qkv.weight"));
     set32(layers, 4);
     uint8_t *entry = f.bytes + 64 + 2 * 128; /* of layer00.qkv.weight */
     entry[0] = 'x';
@@ -84,7 +90,7 @@ static void test_faults(void)
     CHECK(OPEN(f.bytes, f.size) == EDR_E_OFFSETS);
     entry[72] ^= 1;
     entry[79] = 0xFF;
-    CHECK(OPEN(f.bytes, f.size) == EDR_E_OFFSETS && at == -1);
+    CHECK(OPEN(f.bytes, f.size) == EDR_E_OFFSETS && at == -1 && FAULT_IN(""));
     entry[79] = 0;
     entry[36] = 5;
     CHECK(OPEN(f.bytes, f.size) == EDR_E_VALUE && at == -1);
@@ -114,8 +120,8 @@ static void test_damage(void)
 {
     uint64_t state = 11;
     long opened = 0;
-    for (int kind = 0; kind < 4; kind++) {
-        engine_file f = build_file(kind & 1, kind >> 1, 1);
+    for (int kind = 0; kind < 6; kind++) {
+        engine_file f = build_file(kind % 3, kind / 3, 1);
         const int64_t table = 64 + 128 * f.sections, config = 64 + 128 * TABLE_ENTRIES;
         for (int round = 0; round < 400; round++) {
             const int64_t size = random_below(&state, round % 2 ? f.size : config);
@@ -141,7 +147,7 @@ static void test_damage(void)
         CHECK(open_and_score(f.bytes, f.size, EDR_ISA_SCALAR) == EDR_OK);
         free(f.whole);
     }
-    CHECK(opened > 300 && opened < 2300);
+    CHECK(opened > 450 && opened < 3450);
 }
 
 int main(void)

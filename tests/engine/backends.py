@@ -44,6 +44,8 @@ CASES = [
     # The native engine promises the same bits whatever the company.
     Case("native", "fp32", True, 0.0),
     Case("native", "fp32", False, 0.0),
+    Case("native", "bf16", True, 0.0),
+    Case("native", "bf16", False, 0.0),
     Case("native", "int8", True, 0.0),
     Case("native", "int8", False, 0.0),
     Case("reference", "fp32", True, 1e-6),

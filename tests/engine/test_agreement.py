@@ -56,10 +56,11 @@ def test_the_native_engine_agrees_with_the_reference(student: dict[str, Any], tm
     expected = open_engine(tmp_path / "reference").run(batch)
     build_engine(export, tmp_path / "fp32", backend="native")
     np.testing.assert_allclose(open_engine(tmp_path / "fp32").run(batch), expected, rtol=1e-5, atol=2e-5)
-    build_engine(export, tmp_path / "int8", backend="native", precision="int8")
-    off = open_engine(tmp_path / "int8").run(batch) - expected
-    # Random weights exaggerate what 8 bits lose; that the right weights meet the right numbers is what this sees.
-    assert 0 < np.sqrt(np.mean(off**2)) < 0.1 * np.std(expected)
+    for precision in ("bf16", "int8"):
+        build_engine(export, tmp_path / precision, backend="native", precision=precision)
+        off = open_engine(tmp_path / precision).run(batch) - expected
+        # Random weights exaggerate what 8 bits lose; that the right weights meet the right numbers is what this sees.
+        assert 0 < np.sqrt(np.mean(off**2)) < 0.1 * np.std(expected)
 
 
 @settings(max_examples=300, deadline=None)
