@@ -220,7 +220,7 @@ def test_replace_keeps_the_old_bundle_if_the_build_fails(export: Path, own: Path
 
 @pytest.mark.parametrize(("backend", "precision"), [("ort", "fp64"), ("reference", "int8"), ("trt", "fp16"), ("", "")])
 def test_what_cannot_be_built_is_named_with_what_can(export: Path, tmp_path: Path, backend: str, precision: str) -> None:
-    with pytest.raises(BuildError, match=r"ort: fp32, int8; native: fp32, int8; reference: fp32"):
+    with pytest.raises(BuildError, match=r"ort: fp32, int8; native: fp32, bf16, int8; reference: fp32"):
         build_engine(export, tmp_path / "bundle", backend=backend, precision=precision)
 
 
