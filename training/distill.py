@@ -25,6 +25,7 @@ from .data import Dataset
 from .dev import dev_metrics
 from .groups import parameter_groups
 from .loop import Task, fit, open_run, seed_everything
+from .mid_start import item_sample, mid_from_cross
 from .objective import TAUGHT, Answers, loss_terms
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs
 from .provenance import finish, provenance, read_training_json
@@ -106,7 +107,7 @@ def distill(
         lambda: ensemble_targets(folders, train, datasets, recipe, out.parent, embedder=embedder, progress=progress)
     )
     seed_everything(recipe.seed)
-    scorer = _new_student(folders[0], infos[0], recipe, run)
+    scorer = _new_student(folders[0], infos[0], recipe, run, train)
     facts = provenance(datasets, recipe, {"teachers": [{k: m.get(k) for k in ("kind", "sha256", "embedder", "scores")} for m in members]})
     task = DistillTask(scorer, train, targets, dev, recipe)
     result = fit_student(scorer, train, task, recipe, run=run, facts=facts, progress=progress)
@@ -172,7 +173,7 @@ def finish_student(out: Path, run: Path, scorer: StudentScorer, info: Mapping[st
     return finish(out, run, info, write)
 
 
-def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, run: Path) -> StudentScorer:
+def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, run: Path, train: Pairs) -> StudentScorer:
     s = recipe.student
     source = teacher if s.init == "teacher" else Path(s.init)
     sizes = {"buckets": s.buckets, "feature_dim": s.feature_dim, "feature_hidden": s.feature_hidden} if s.features else {}
@@ -186,4 +187,10 @@ def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, ru
         spec = text_spec_from_tokenizer(
             run / "tokenizer.json", max_tokens=t.max_tokens, max_query_tokens=t.max_query_tokens, item_fields=t.item_fields
         )
-    return StudentScorer(student, TextEncoder(run / "tokenizer.json", spec), features)
+    text = TextEncoder(run / "tokenizer.json", spec)
+    if s.interaction == "cross":
+        return StudentScorer(student, text, features)
+    # Fitted once: another machine's linear algebra may turn the states' axes otherwise.
+    return StudentScorer(
+        workers.first(lambda: mid_from_cross(student, spec, s, item_sample(train, text, seed=recipe.seed))), text, features
+    )
