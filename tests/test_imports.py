@@ -30,6 +30,7 @@ LAYERS = {
     "edgerec.events": 2,
     "edgerec.metrics": 2,
     "edgerec.policy": 2,
+    "edgerec.states": 2,
     "edgerec.catalog": 3,
     "edgerec.engine": 3,
     "edgerec.ranker": 4,
@@ -73,6 +74,7 @@ THIRD_PARTY = {
     "edgerec.builder": NUMERIC | {"tokenizers", "onnx", "onnxruntime", "tensorrt"},
     "edgerec.training": TRAINING,
     "edgerec.training.export": TRAINING | {"onnxruntime"},  # the exported graph is run beside torch before it is written
+    "edgerec.training.export_mid": TRAINING | {"onnxruntime"},  # likewise
     "edgerec.cli": NUMERIC | {"click"},
 }
 HEAVY = ("torch", "transformers", "onnxruntime", "tensorrt", "tokenizers", "onnx", "pyarrow", "click")

@@ -175,17 +175,17 @@ class TokenTable:
 
     def __init__(self, pairs: Pairs, encoder: TextEncoder) -> None:
         self.pairs = pairs
-        self._spec = encoder.spec
+        self.spec = encoder.spec
         self._queries = [encoder.encode_query(text) for text in pairs.query_texts]
         self._tokens, self._offsets = encoder.encode_items([encoder.item_text(i) for i in pairs.items])
 
     def query_row(self, number: np.int64) -> NDArray[np.int32]:
         """The query's side of a row: ``prefix + query + middle``."""
-        return np.concatenate([self._spec.prefix, self._queries[number], self._spec.middle]).astype(np.int32)
+        return np.concatenate([self.spec.prefix, self._queries[number], self.spec.middle]).astype(np.int32)
 
     def item_row(self, number: np.int64) -> NDArray[np.int32]:
         """The item's side of a row when it does not depend on the query: ``item + suffix``, cut as beside an empty query."""
-        return np.concatenate([self._tokens[self._offsets[number] : self._offsets[number + 1]], self._spec.suffix]).astype(np.int32)
+        return np.concatenate([self._tokens[self._offsets[number] : self._offsets[number + 1]], self.spec.suffix]).astype(np.int32)
 
     def padded(self, rows: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Token rows as one batch: ids int64 [B, T] and lengths int64 [B].
@@ -194,7 +194,7 @@ class TokenTable:
         """
         held = [rows[i % len(rows)] for i in range(round_up(len(rows)))]
         lengths = np.array([len(row) for row in held], np.int64)
-        ids = np.full((len(held), round_up(int(lengths.max()))), self._spec.pad_id, np.int64)
+        ids = np.full((len(held), round_up(int(lengths.max()))), self.spec.pad_id, np.int64)
         for place, row in enumerate(held):
             ids[place, : len(row)] = row
         return ids, lengths
@@ -212,20 +212,20 @@ class TokenTable:
             chosen = order[start : start + size]
             width = round_up(max(len(tokens[j][0]) for j in chosen))
             height = round_up(len(chosen))
-            ids = np.full((height, width), self._spec.pad_id, np.int64)
+            ids = np.full((height, width), self.spec.pad_id, np.int64)
             mask = np.zeros((height, width), np.int64)
             types = np.zeros((height, width), np.int64)
             for place, j in enumerate([*chosen, *[chosen[-1]] * (height - len(chosen))]):
                 row_ids, query_side = tokens[j]
                 ids[place, : len(row_ids)] = row_ids
                 mask[place, : len(row_ids)] = 1
-                types[place, :query_side] = self._spec.query_type
-                types[place, query_side : len(row_ids)] = self._spec.item_type
+                types[place, :query_side] = self.spec.query_type
+                types[place, query_side : len(row_ids)] = self.spec.item_type
             out.append(TokenRows(chosen, ids, mask, types))
         return out
 
     def _row(self, r: np.int64) -> tuple[NDArray[np.int32], int]:
-        spec, head, i = self._spec, self.query_row(self.pairs.query[r]), self.pairs.item[r]
+        spec, head, i = self.spec, self.query_row(self.pairs.query[r]), self.pairs.item[r]
         room = max(spec.max_tokens - len(head) - len(spec.suffix), 0)
         item = self._tokens[self._offsets[i] : self._offsets[i + 1]][:room]
         return np.concatenate([head, item, spec.suffix]).astype(np.int32), len(head)
