@@ -17,6 +17,7 @@ from ..bundle import check_target
 from ..engine import open_engine
 from ..engine.machine import cpu_flags, int8_saturates
 from ..errors import BuildError, BundleError, EngineError
+from ..manifest import ENGINE_FILES, ITEM_ENGINE_FILE
 from .compile import compile_graph
 from .contract import Export, read_export
 from .native import native_engine
@@ -35,7 +36,7 @@ class BuildReport:
     Attributes
     ----------
     bundle : the folder written.
-    engine_bytes : size of the engine file.
+    engine_bytes : size of the engine file, or of both graphs of a mid-fusion student.
     tolerance : the bounds it had to meet.
     reduced_range : int8 weights use 7 bits, because this CPU's 8-bit products saturate.
     timings_s : seconds by step: ``contract quantize compile parity pack``.
@@ -84,6 +85,7 @@ def build_engine(
     export : folder written by ``edgerec export``.
     bundle : folder to write; must not exist, unless ``replace`` is given and it is a bundle.
     backend : ``ort`` (ONNX Runtime), ``native`` (the C engine: BERT-type students, int8 by token) or ``reference`` (numpy, the oracle).
+        Mid-fusion students: ``ort`` and ``reference``.
     precision : ``fp32``; for ``ort`` and ``native`` also ``int8``.
     activations : for int8 on ``ort``, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is
         closer to fp32) or ``batch`` (faster); see `edgerec.builder.quantize.quantize_int8`.
@@ -106,6 +108,8 @@ def build_engine(
             source = read_export(export)
             bounds = tolerances or Tolerances().with_gate(source.model.get("gate") or {}, f"{export}: model.json")
             bounds = bounds.with_gate(gate or {}, "build_engine")
+            if source.states and backend == "native":
+                raise BuildError(f"{export}: the native engine does not run mid-fusion students yet; build it with --backend ort")
             reference = fp32_logits(source, bounds.export)
         reduced = backend == "ort" and precision == "int8" and int8_saturates(cpu_flags(), platform.machine())
         engine = _engine(source, backend, precision, clock, reduce_range=reduced, activations=activations)
@@ -129,7 +133,7 @@ def build_engine(
         model_version=manifest.model_version,
         backend=backend,
         precision=precision,
-        engine_bytes=len(engine),
+        engine_bytes=sum(map(len, engine.values())),
         reduced_range=reduced,
         parity=parity,
         tolerance=bounds.of(precision),
@@ -137,19 +141,17 @@ def build_engine(
     )
 
 
-def _engine(export: Export, backend: str, precision: str, clock: _Clock, *, reduce_range: bool, activations: str) -> bytes:
-    if backend == "reference":
+def _engine(export: Export, backend: str, precision: str, clock: _Clock, *, reduce_range: bool, activations: str) -> dict[str, bytes]:
+    """The files that the backend loads, by name; the engine file first."""
+    if backend != "ort":
         with clock.step("compile"):
-            return reference_engine(export)
-    if backend == "native":
-        with clock.step("compile"):
-            return native_engine(export, precision)
-    graph = export.graph
+            return {ENGINE_FILES[backend]: reference_engine(export) if backend == "reference" else native_engine(export, precision)}
+    graphs = {ENGINE_FILES[backend]: export.graph, **({ITEM_ENGINE_FILE: export.item_graph} if export.states else {})}
     if precision == "int8":
         with clock.step("quantize"):
-            graph = quantize_int8(graph, reduce_range=reduce_range, activations=activations)
+            graphs = {name: quantize_int8(graph, reduce_range=reduce_range, activations=activations) for name, graph in graphs.items()}
     with clock.step("compile"):
-        return compile_graph(graph)
+        return {name: compile_graph(graph) for name, graph in graphs.items()}
 
 
 class _Clock:

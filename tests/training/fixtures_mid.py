@@ -20,20 +20,22 @@ from edgerec.features import FeatureEncoder, default_spec
 from edgerec.text import TextEncoder, text_spec_from_tokenizer
 
 
-def write_mid_student(folder: Path, shop: Path, *, features: bool = True, layers: int = 3, **settings: object) -> Path:
+def write_mid_student(
+    folder: Path, shop: Path, *, features: bool = True, layers: int = 3, buckets: int = 256, slots: int = 8, **settings: object
+) -> Path:
     """Random weights that look at things, from a fixed seed; ``settings`` are those of `StudentSettings`."""
     base = write_base_model(folder.with_name(folder.name + ".base"), layers=layers)
     recipe = tiny_recipe(student=StudentSettings(interaction="mid", features=features, **settings))  # type: ignore[arg-type]
     spec = text_spec_from_tokenizer(base / "tokenizer.json", max_tokens=32, max_query_tokens=12, item_fields=["title"])
-    sizes = {"buckets": 256, "feature_dim": 4, "feature_hidden": 4} if features else {}
+    sizes = {"buckets": buckets, "feature_dim": 4, "feature_hidden": 4} if features else {}
     cross = student_from_encoder(base, **sizes)
     torch.manual_seed(5)
     for name, parameter in cross.named_parameters():
-        torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.2)
+        torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.6 if name.startswith("features") else 0.2)
     datasets = train_datasets([shop])
     text, train = TextEncoder(base / "tokenizer.json", spec), judged_pairs(datasets, "train")
     student = mid_from_cross(cross.eval(), spec, recipe.student, item_sample(train, text, seed=0))
-    scorer = StudentScorer(student, text, FeatureEncoder(default_spec(buckets=256, slots=8)) if features else None)
+    scorer = StudentScorer(student, text, FeatureEncoder(default_spec(buckets=buckets, slots=slots)) if features else None)
     folder.mkdir()
     save_file({k: v.contiguous() for k, v in student.state_dict().items()}, folder / "student.safetensors")
     (folder / "tokenizer.json").write_bytes((base / "tokenizer.json").read_bytes())
