@@ -15,6 +15,24 @@ from numpy.typing import NDArray
 from .errors import BundleError
 
 PRECISIONS: Mapping[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
+
+
+@dataclass(frozen=True, slots=True)
+class ItemStates:
+    """States of many items, end to end; item i has the tokens ``offsets[i]`` to ``offsets[i + 1]``, those of ``item + suffix``.
+
+    Attributes
+    ----------
+    values : [total, G * W] as they are stored.
+    scales : float32 [total, G]; no columns but for int8.
+    offsets : int64 [R + 1]
+    """
+
+    values: NDArray[Any]
+    scales: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+
+
 SMALLEST = 1e-20
 """A state of zeros has this as its largest number: its scale must not be 0."""
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Manifest, read_json, read_manifest
 from ..errors import BundleError, EngineError
-from ..states import StateSpec
+from ..states import ItemStates, StateSpec
 from ..types import Batch, RaggedBatch, StateBatch
 
 
@@ -52,6 +52,10 @@ class MidEngine(Engine, Protocol):
 
     def encode_items(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[np.float32]]:
         """``item + suffix``, int32 [U, T] and [U] -> states [U, T, G * W] as they are stored, and their scales. Raises EngineError."""
+        ...
+
+    def encode_ragged(self, tokens: NDArray[np.int32], offsets: NDArray[np.int64]) -> ItemStates:
+        """Any number of items, ``tokens[offsets[i]:offsets[i + 1]]`` each, without suffix. Raises EngineError."""
         ...
 
     def run_states(self, batch: StateBatch) -> NDArray[np.float32]:

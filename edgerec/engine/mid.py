@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BundleError, EngineError
-from ..states import PRECISIONS, StateSpec
+from ..states import PRECISIONS, ItemStates, StateSpec
 from ..types import Batch, StateBatch
-from . import Limits, MidEngine
+from . import Limits
 
 Ints = NDArray[np.int32]
 Encode = Callable[[Ints, Ints], NDArray[np.float32]]
@@ -47,8 +47,8 @@ class MidLayout:
         try:
             text, start = model["text"], model["student"]["item_start"]
             layout = cls(start, limits.tokens - start, tuple(text["suffix"]), text["pad_id"], text["query_type"])
-            if layout.item_tokens < 1 or text["query_type"] == text["item_type"]:
-                raise ValueError(f"item_start {start}, token types {text['query_type']} and {text['item_type']}")
+            if layout.item_tokens < 1 or not layout.suffix or text["query_type"] == text["item_type"]:
+                raise ValueError(f"item_start {start}, suffix {layout.suffix}, token types {text['query_type']} and {text['item_type']}")
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{what}: student.item_start and text do not describe a mid-fusion student: {error!r}") from error
         return layout
@@ -106,6 +106,25 @@ class MidRunner:
             StateBatch(query_ids, query_lengths, index, states, scales, item[1], batch.feature_ids, batch.feature_weights)
         )
 
+    def encode_ragged(self, tokens: Ints, offsets: NDArray[np.int64]) -> ItemStates:
+        """See `edgerec.engine.MidEngine`."""
+        spec, suffix = self._spec, np.array(self._layout.suffix, np.int32)
+        lengths = (np.diff(offsets) + len(suffix)).astype(np.int32)
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+        values, scales = np.zeros((ends[-1], spec.numbers), PRECISIONS[spec.precision]), np.zeros((ends[-1], spec.scales), np.float32)
+        order = np.argsort(lengths, kind="stable")
+        for begin in range(0, len(order), ENCODE_ITEMS):
+            chosen = order[begin : begin + ENCODE_ITEMS]
+            ids = np.full((len(chosen), int(lengths[chosen].max())), self._layout.pad_id, np.int32)
+            for place, item in enumerate(chosen):
+                own = tokens[offsets[item] : offsets[item + 1]]
+                ids[place, : len(own)], ids[place, len(own) : lengths[item]] = own, suffix
+            found, sizes = self.encode_items(ids, lengths[chosen])
+            for place, item in enumerate(chosen):
+                rows = slice(ends[item], ends[item + 1])
+                values[rows], scales[rows] = found[place, : lengths[item]], sizes[place, : lengths[item]]
+        return ItemStates(values, scales, ends)
+
     def close(self) -> None:
         """See `edgerec.engine.Engine`."""
         self._close()
@@ -138,29 +157,6 @@ class MidRunner:
             raise EngineError(f"batch: {name} has values from {ids.min()} to {ids.max()}, expected 0 to {self._limits.vocab - 1}")
         if len(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= ids.shape[1]:
             raise EngineError(f"batch: {name} has lengths from {lengths.min()} to {lengths.max()}, expected 0 to {ids.shape[1]}")
-
-
-def encode_ragged(
-    engine: MidEngine, layout: MidLayout, spec: StateSpec, tokens: Ints, offsets: NDArray[np.int64]
-) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """States [total, G * W] and scales [total, `scales`] of items ``tokens[offsets[i]:offsets[i + 1]]`` and their suffix, end to end."""
-    suffix = np.array(layout.suffix, np.int32)
-    lengths = (np.diff(offsets) + len(suffix)).astype(np.int32)
-    starts = offsets[:-1] + len(suffix) * np.arange(len(lengths))
-    total = int(offsets[-1]) + len(suffix) * len(lengths)
-    states, scales = np.zeros((total, spec.numbers), PRECISIONS[spec.precision]), np.zeros((total, spec.scales), np.float32)
-    order = np.argsort(lengths, kind="stable")
-    for begin in range(0, len(order), ENCODE_ITEMS):
-        chosen = order[begin : begin + ENCODE_ITEMS]
-        ids = np.full((len(chosen), max(1, int(lengths[chosen].max()))), layout.pad_id, np.int32)
-        for place, item in enumerate(chosen):
-            end = lengths[item] - len(suffix)
-            ids[place, :end], ids[place, end : lengths[item]] = tokens[offsets[item] : offsets[item + 1]], suffix
-        found, sizes = engine.encode_items(ids, lengths[chosen])
-        for place, item in enumerate(chosen):
-            rows = slice(starts[item], starts[item] + lengths[item])
-            states[rows], scales[rows] = found[place, : lengths[item]], sizes[place, : lengths[item]]
-    return states, scales
 
 
 def _compact(ids: Ints, chosen: NDArray[np.bool_]) -> tuple[Ints, Ints]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from edgerec.builder import build_engine
 from edgerec.bundle import verify_bundle
 from edgerec.engine import Limits, MidEngine, open_engine
-from edgerec.engine.mid import MidLayout, _compact, encode_ragged
+from edgerec.engine.mid import MidLayout, _compact
 from edgerec.errors import BuildError, BundleError, EngineError
 from edgerec.states import StateSpec
 from edgerec.types import Batch, StateBatch
@@ -99,7 +99,9 @@ def test_states_of_items_end_to_end_are_those_of_each_item(engines: dict[str, Mi
     rng = np.random.default_rng(0)
     items = [rng.integers(5, 110, length).astype(np.int32) for length in (3, 0, 29, 7, 7)]
     offsets = np.r_[0, np.cumsum([len(item) for item in items])]
-    states, scales = encode_ragged(engines[backend], layout, spec, np.concatenate(items), offsets)
+    found = engines[backend].encode_ragged(np.concatenate(items), offsets)
+    states, scales = found.values, found.scales
+    np.testing.assert_array_equal(np.diff(found.offsets), [len(item) + 1 for item in items])
     assert states.nbytes + scales.nbytes == spec.token_bytes * (int(offsets[-1]) + len(items))
     sizes = scales if spec.scales else np.ones((len(states), spec.groups), np.float32)
     whole = states.reshape(len(states), spec.groups, spec.width) * sizes[:, :, None]
