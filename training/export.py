@@ -44,7 +44,7 @@ GOLDEN: tuple[tuple[str, Item, UserProfile | None], ...] = (
 """Feature vectors of these invented examples travel with the model and are recomputed whenever it is opened."""
 
 
-def export_student(student: Path, export: Path, *, data: Sequence[Path] = ()) -> dict[str, Any]:
+def export_student(student: Path, export: Path, *, data: Sequence[Path] = (), state_precision: str = "") -> dict[str, Any]:
     """Write ``student.onnx`` (fp32), weights, tokenizer, ``model.json`` and, from the dev split of ``data``, a calibration sample.
 
     A mid-fusion student has two graphs in place of ``student.onnx``: ``item_encoder.onnx`` and ``ranker.onnx``.
@@ -52,6 +52,7 @@ def export_student(student: Path, export: Path, *, data: Sequence[Path] = ()) ->
     Parameters
     ----------
     student : folder of `edgerec distill`; or of `edgerec train` (a BERT-type teacher is exported as the student of the same weights).
+    state_precision : keep a mid-fusion student's states in this precision; empty: in its recipe's.
     data : folders whose dev split gives the calibration sample; `edgerec build-engine` needs one to judge what it builds.
 
     Returns
@@ -60,12 +61,13 @@ def export_student(student: Path, export: Path, *, data: Sequence[Path] = ()) ->
 
     Raises
     ------
-    BundleError : no student folder. InputError : ``export`` exists. EdgerecError : the graph differs from torch by more than 1e-3.
+    BundleError : no student folder. InputError : ``export`` exists, or the student has no states to keep.
+    EdgerecError : the graph differs from torch by more than 1e-3.
     """
     student, export = Path(student), Path(export)
     if export.exists():
         raise InputError(f"{export} exists already; choose another folder or delete it")
-    scorer, info = _open(student)
+    scorer, info = _open(student, state_precision)
     staging = export.with_name(export.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -80,11 +82,13 @@ def export_student(student: Path, export: Path, *, data: Sequence[Path] = ()) ->
     return model_json
 
 
-def _open(folder: Path) -> tuple[StudentScorer, dict[str, Any]]:
+def _open(folder: Path, state_precision: str) -> tuple[StudentScorer, dict[str, Any]]:
     kind = json.loads((folder / "training.json").read_text()).get("kind") if (folder / "training.json").exists() else None
     if kind != "teacher":
-        return StudentScorer.load(folder), read_training_json(folder, "student")
+        return StudentScorer.load(folder, state_precision=state_precision), read_training_json(folder, "student")
     info = read_training_json(folder, "teacher")
+    if state_precision:
+        raise InputError(f"{folder} is a teacher: state_precision is for mid-fusion students")
     if info["recipe"]["loss"]["classes"]:
         raise InputError(f"{folder}: a teacher with a K-class head cannot be exported as it is; distill a student from it")
     return StudentScorer(student_from_encoder(folder), Teacher.load(folder).encoder, None), {**info, "features": None}

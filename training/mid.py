@@ -11,7 +11,9 @@ folded into the query's side: multi-head latent attention, DeepSeek-V2, arXiv 24
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from edgerec.errors import InputError
 
 from .pairs import HashedRows, Rows, TokenTable, round_up
-from .student import MASKED, FeatureBag, Layer, StudentShape, tensors
+from .student import MASKED, FeatureBag, Layer, Student, StudentShape, tensors
 
 STATES = ("per_layer", "one")
 STATE_PRECISIONS = ("fp32", "fp16", "int8")
@@ -253,3 +255,17 @@ def as_stored(states: Tensor, precision: str, width: int) -> Tensor:
             rounded = (torch.round(groups / scale) * scale).flatten(2)
         change = (rounded - exact).to(states.dtype)
     return states + change
+
+
+def check_precision(shape: object, state_precision: str) -> None:
+    """Raise InputError unless a student of this shape in ``training.json`` can keep its states so; empty is always right."""
+    mid = isinstance(shape, Mapping) and "state_precision" in shape
+    if state_precision and (not mid or state_precision not in STATE_PRECISIONS):
+        raise InputError(f"state_precision is {state_precision!r}; expected one of {', '.join(STATE_PRECISIONS)}, for a mid-fusion student")
+
+
+def empty_student(shape: Mapping[str, Any], state_precision: str = "") -> Student | MidStudent:
+    """A student of the kind and sizes that ``training.json`` tells, to load weights into."""
+    if shape.get("interaction", "cross") == "cross":
+        return Student(StudentShape.from_json(shape))
+    return MidStudent(MidShape.from_json({**shape, "state_precision": state_precision or shape["state_precision"]}))

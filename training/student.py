@@ -268,15 +268,6 @@ def _copy_tower(tower: TextTower, base: Any, kept: Sequence[int]) -> None:
         ours.load_state_dict(theirs.state_dict())
 
 
-def _empty_student(shape: Mapping[str, Any]) -> Student | MidStudent:
-    """A student of the kind and sizes that ``training.json`` tells, to load weights into."""
-    if shape.get("interaction", "cross") == "cross":
-        return Student(StudentShape.from_json(shape))
-    from .mid import MidShape, MidStudent  # it builds on this module
-
-    return MidStudent(MidShape.from_json(shape))
-
-
 class StudentScorer:
     """A student with its tokenizer and feature encoder: scores text. Computes in float32, as the exported engine does."""
 
@@ -286,12 +277,18 @@ class StudentScorer:
         self.features = features
 
     @classmethod
-    def load(cls, folder: Path) -> StudentScorer:
-        """Open what `edgerec distill` wrote. Raises BundleError when it is not a student folder."""
+    def load(cls, folder: Path, *, state_precision: str = "") -> StudentScorer:
+        """Open what `edgerec distill` wrote; ``state_precision`` keeps a mid-fusion student's states otherwise than its recipe does.
+
+        Raises BundleError when it is not a student folder, InputError for a precision that this student does not have.
+        """
+        from .mid import check_precision, empty_student  # it builds on this module
+
         folder = Path(folder)
         info = read_training_json(folder, "student")
+        check_precision(info.get("student"), state_precision)
         try:
-            student = _empty_student(info["student"])
+            student = empty_student(info["student"], state_precision)
             student.load_state_dict(load_file(folder / "student.safetensors"))
             features = FeatureEncoder(FeatureSpec.from_json(info["features"])) if info["features"] else None
             return cls(student, TextEncoder(folder / "tokenizer.json", TextSpec.from_json(info["text"])), features)

@@ -17,6 +17,7 @@ from edgerec.training.student import StudentScorer
 from fixtures_mid import write_mid_student
 from numpy.typing import NDArray
 
+from edgerec.errors import InputError
 from edgerec.states import StateSpec
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -103,3 +104,18 @@ def test_the_calibration_sample_holds_whole_rows_and_torchs_logits(folders: tupl
             assert head.tolist()[:1] == list(spec.prefix)
             assert head.tolist()[-1:] == list(spec.middle)
             assert tail.tolist()[-1:] == list(spec.suffix)
+
+
+def test_states_may_be_kept_in_another_precision_than_the_recipes(folders: tuple[Path, Path], shop: Path) -> None:
+    items = list(load_dataset(shop).items.values())
+    exact, halves, bytes_ = (
+        StudentScorer.load(folders[0], state_precision=kept).score("blue sofa", items) for kept in ("fp32", "fp16", "int8")
+    )
+    assert 0 < np.abs(halves - exact).max() < np.abs(bytes_ - exact).max() < 0.1 * exact.std() + 0.05
+    with pytest.raises(InputError, match="state_precision"):
+        StudentScorer.load(folders[0], state_precision="int4")
+
+
+def test_an_export_takes_the_precision_it_is_asked_for(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    model = export_student(folders[0], tmp_path / "export", state_precision="int8")
+    assert model["states"]["precision"] == "int8"
