@@ -105,7 +105,9 @@ def verify_bundle(path: str | os.PathLike[str]) -> Manifest:
                 digest.update(chunk)
         _compare(root, name, entry, digest.hexdigest())
     model = json_object(read_json(root, manifest, "model.json"), f"{root}: model.json")
-    found = content_id(read_file(root, manifest, "tokenizer.json"), read_json(root, manifest, "features.json"), model.get("text"))
+    found = content_id(
+        read_file(root, manifest, "tokenizer.json"), read_json(root, manifest, "features.json"), model.get("text"), model.get("states")
+    )
     if found != manifest.content_id:
         raise BundleError(f"{root}: content_id is {manifest.content_id[:12]}..., its files give {found[:12]}...; build the bundle again")
     return manifest

@@ -19,6 +19,7 @@ from .catalog_writer import build_catalog
 from .errors import BundleError, InputError
 from .features import NO_FEATURES, ItemFeatures
 from .segment import SectionFile
+from .states import PRECISIONS, ItemStates, StateSpec
 
 __all__ = ["Catalog", "CatalogInfo", "build_catalog"]
 
@@ -31,6 +32,7 @@ class Catalog:
     info : what ``catalog.json`` says.
     item_tokens : (tokens int32 [total], offsets int64 [R + 1]); item i is ``tokens[offsets[i]:offsets[i + 1]]``.
     features : the hashes of the items' fields; no fields for a bundle without features.
+    states : for a mid-fusion student, the states of every item; else None.
     content : uint64 [R], a hash of each item's content, to tell what changed when the catalogue is rebuilt.
     """
 
@@ -45,6 +47,7 @@ class Catalog:
         self.features = NO_FEATURES
         if info.fields:
             self.features = ItemFeatures(*self._ragged("features", np.uint64, len(info.fields)), len(info.fields))
+        self.states = self._item_states(info.states) if info.states else None
         capacity = len(self._keys)
         if len(self._slots) != capacity or capacity & (capacity - 1) or capacity <= info.items or len(self.content) != info.items:
             raise BundleError(
@@ -97,8 +100,20 @@ class Catalog:
                 raise BundleError(f"{self._sections.path}: {e}; build the catalogue again") from e
             raise
 
-    def _ragged(self, name: str, dtype: Any, rows_per_item: int = 1) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        values = self._sections.column(name, dtype)
+    def _item_states(self, spec: StateSpec) -> ItemStates:
+        values, offsets = self._ragged("states", PRECISIONS[spec.precision], rank=2)
+        scales = np.zeros((len(values), 0), np.float32)
+        if spec.scales:
+            scales = self._sections.column("states.scales", np.float32, 2)
+        if values.shape[1] != spec.numbers or scales.shape != (len(values), spec.scales):
+            raise BundleError(
+                f"{self._sections.path}: states {list(values.shape)} and scales {list(scales.shape)} are not those of "
+                f"{spec.groups} x {spec.width} {spec.precision} a token; build the catalogue again"
+            )
+        return ItemStates(values, scales, offsets)
+
+    def _ragged(self, name: str, dtype: Any, rows_per_item: int = 1, rank: int = 1) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        values = self._sections.column(name, dtype, rank)
         offsets = self._sections.column(f"{name}.offsets", np.int64)
         # Two reads of eight bytes; the offsets between are checked row by row where they are used, and all by `verify`.
         if len(offsets) != self.info.items * rows_per_item + 1 or offsets[0] != 0 or offsets[-1] != len(values):
@@ -109,6 +124,7 @@ class Catalog:
 
     def _verify(self) -> None:
         self._sections.verify()
-        for offsets in (self._ids[1], self.item_tokens[1], self.features.offsets):
+        states = [self.states.offsets] if self.states else []
+        for offsets in (self._ids[1], self.item_tokens[1], self.features.offsets, *states):
             if (np.diff(offsets) < 0).any():
                 raise BundleError(f"{self._sections.path}: offsets go backwards; build the catalogue again")

@@ -9,9 +9,10 @@ from typing import Any
 
 from .errors import BundleError
 from .manifest import json_object, parse_json
+from .states import StateSpec
 
 CATALOG = "catalog.json"
-FORMAT, VERSION = "edgerec-catalog", 2
+FORMAT, VERSION = "edgerec-catalog", 3
 ID_SEED = 0
 """Of the hashes in the id index and of the content column."""
 
@@ -38,6 +39,7 @@ class CatalogInfo:
     content_id : of the bundle it was built for; every bundle with the same one can use this catalogue.
     model_version : of that bundle, for people to read.
     fields : the item fields of the feature spec, in the order of an item's sets in ``features``; empty without features.
+    states : what is kept of an item for a mid-fusion student; None for others.
     segments : the section files; one, in this version.
     created : UTC time, ``YYYY-MM-DDTHH:MM:SSZ``.
     """
@@ -48,6 +50,12 @@ class CatalogInfo:
     fields: tuple[str, ...]
     segments: tuple[Segment, ...]
     created: str
+    states: StateSpec | None = None
+
+    @property
+    def bytes_per_item(self) -> float:
+        """Bytes on disk for one item, all columns together."""
+        return sum(segment.bytes for segment in self.segments) / self.items
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``catalog.json``."""
@@ -79,6 +87,7 @@ class CatalogInfo:
             fields=tuple(fields),
             segments=(segment,),
             created=_text(top, "created"),
+            states=StateSpec.from_model(top, CATALOG),
         )
         if info.items != segment.items:
             raise BundleError(f"{CATALOG}: {info.items} items, but its segment has {segment.items}")

@@ -77,9 +77,12 @@ def build_engine(
 @click.argument("corpus", type=EXISTING_FILE)
 @click.argument("bundle", type=EXISTING_FOLDER)
 @click.argument("catalog", type=NEW_FOLDER)
+@threads
 @as_json
-def build_catalog(corpus: Path, bundle: Path, catalog: Path, as_json: bool) -> None:
+def build_catalog(corpus: Path, bundle: Path, catalog: Path, threads: int | None, as_json: bool) -> None:
     """Tokenise and hash every item of CORPUS (corpus.jsonl or .gz) once, for one BUNDLE, into a memory-mapped CATALOG.
+
+    For a mid-fusion student every item is encoded, too: its states are stored. Other students use no threads here.
 
     \b
     Example:
@@ -89,8 +92,8 @@ def build_catalog(corpus: Path, bundle: Path, catalog: Path, as_json: bool) -> N
     from .corpus import read_items
 
     with counter("items") as progress:
-        info = run(read_items(corpus), bundle, catalog, progress=progress)
-    show(info.to_json(), as_json=as_json)
+        info = run(read_items(corpus), bundle, catalog, progress=progress, threads=threads)
+    show({**info.to_json(), "bytes_per_item": round(info.bytes_per_item, 1)}, as_json=as_json)
 
 
 @click.command()

@@ -107,8 +107,13 @@ def prune(student: Path, out: Path, recipe: Path, data: tuple[Path, ...], teache
 @click.argument("export", type=NEW_FOLDER)
 @click.option("--data", "data", multiple=True, type=EXISTING_FOLDER, help="Data folder whose dev split gives the calibration sample.")
 @click.option("--half", multiple=True, type=click.Choice(["fp16", "bf16"]), help="Also write the graph in half precision, for GPUs.")
+@click.option(
+    "--state-precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    help="How the catalogue keeps the item states of a mid-fusion student.  [default: the student's recipe]",
+)
 @as_json
-def export(student: Path, export: Path, data: tuple[Path, ...], half: tuple[str, ...], as_json: bool) -> None:
+def export(student: Path, export: Path, data: tuple[Path, ...], half: tuple[str, ...], state_precision: str | None, as_json: bool) -> None:
     """Write a STUDENT as an EXPORT folder: ONNX graph, tokenizer, model.json, calibration sample.
 
     The graph is compared with torch on several shapes before the folder appears.
@@ -120,7 +125,7 @@ def export(student: Path, export: Path, data: tuple[Path, ...], half: tuple[str,
     with needs("train"):
         from .training.export import export_student
 
-        result = export_student(student, export, data=data, half=half)
+        result = export_student(student, export, data=data, half=half, state_precision=state_precision or "")
     summary = {"folder": str(export)} | {key: result.get(key) for key in ("name", "student", "dev_metrics", "export_check")}
     show(result if as_json else summary, as_json=as_json)
 

@@ -18,6 +18,8 @@ from .errors import BundleError
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "edgerec-bundle", 1
 ENGINE_FILES: Mapping[str, str] = {"ort": "engine.onnx", "reference": "engine.npz", "trt": "engine.plan", "native": "engine.bin"}
+ITEM_ENGINE_FILE = "items.onnx"
+"""Of a mid-fusion student on ``ort``: its item encoder, beside the engine file."""
 REQUIRED_FILES = ("tokenizer.json", "features.json", "model.json", "parity.json")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MAX_FILE_BYTES = 1 << 40
@@ -160,16 +162,18 @@ def parse_json(data: bytes, what: str) -> Any:
     return value
 
 
-def content_id(tokenizer: bytes, features_json: object, text_json: object) -> str:
+def content_id(tokenizer: bytes, features_json: object, text_json: object, states_json: object = None) -> str:
     """Hex SHA-256 of what a catalogue depends on: a catalogue fits every bundle with the same id.
 
     Parameters
     ----------
     tokenizer : the bytes of ``tokenizer.json``.
     features_json, text_json : the decoded feature spec (or None) and the ``text`` part of ``model.json``; key order is irrelevant.
+    states_json : its ``states`` part; None for a student without item states.
     """
     digest = hashlib.sha256()
-    for part in (tokenizer, _canonical(features_json), _canonical(text_json)):
+    states = [] if states_json is None else [_canonical(states_json)]
+    for part in (tokenizer, _canonical(features_json), _canonical(text_json), *states):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()

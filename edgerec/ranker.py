@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import _core
 from .bundle import read_file, read_json, read_manifest, verify_bundle
 from .catalog import Catalog
-from .engine import Engine, RaggedEngine, open_engine
+from .engine import Engine, MidEngine, RaggedEngine, open_engine
 from .engine.machine import usable_cores
 from .errors import BundleError, InputError
 from .features import NO_FEATURES, FeatureEncoder, FeatureSpec, check_golden
@@ -24,6 +24,8 @@ from .ranker_batches import Batcher, Table
 from .ranker_candidates import Candidate, Candidates, sort_out
 from .ranker_deadline import Deadline, runner
 from .ranker_lanes import Lanes
+from .ranker_states import StateBatcher
+from .states import StateSpec
 from .text import TextEncoder, TextSpec
 from .types import RankedList, UserProfile
 
@@ -67,7 +69,9 @@ class Ranker:
         self._text, self._features, self._engine = text, features, engine
         self._ragged = isinstance(engine, RaggedEngine)
         self._lanes = Lanes(1 if self._ragged else lanes)
+        self._mid = engine if isinstance(engine, MidEngine) else None
         self._batcher = Batcher(text.spec, features, lanes=self._lanes.count)
+        self._states = StateBatcher(text.spec, features, lanes=self._lanes.count)
 
     @classmethod
     def open(
@@ -111,6 +115,8 @@ class Ranker:
                 f"the catalogue was built for content_id {opened.info.content_id} (model {opened.info.model_version}), but {root} has "
                 f"content_id {manifest.content_id} (model {manifest.model_version}); run `edgerec build-catalog` with this bundle"
             )
+        if opened is not None and opened.info.states != StateSpec.from_model(model, f"{root}: model.json"):
+            raise BundleError(f"the catalogue keeps the item states {opened.info.states}, not those of {root}; build it again")
         if opened is not None and opened.info.fields != (features.item_fields if features else ()):
             raise BundleError(f"the catalogue has columns for the fields {opened.info.fields}, not for those of {root}; build it again")
         read_file(root, manifest, "tokenizer.json")  # for its hash, also without verify: the next line parses the file
@@ -225,6 +231,8 @@ class Ranker:
         batches: Callable[..., Iterator[list[tuple[NDArray[np.int64], Any]]]] = self._batcher.waves
         if self._ragged:
             batches = self._batcher.ragged
+        elif self._mid is not None:
+            batches = self._states.waves
         run = runner(self._engine, deadline)
         for table in self._tables(found, deadline):
             for wave in batches(query_tokens, query_features, table):
@@ -239,11 +247,12 @@ class Ranker:
 
     def _tables(self, found: Candidates, deadline: Deadline) -> Iterator[Table]:
         if self.catalog is not None and len(found.rows) and not deadline.over:
-            yield Table(found.row_positions, found.rows, *self.catalog.item_tokens, self.catalog.features)
+            yield Table(found.row_positions, found.rows, *self.catalog.item_tokens, self.catalog.features, self.catalog.states)
         if found.items and not deadline.over:
             tokens, offsets = self._text.encode_items([self._text.item_text(item) for item in found.items])
             features = self._features.encode_items(found.items) if self._features else NO_FEATURES
-            yield Table(found.item_positions, np.arange(len(found.items)), tokens, offsets, features)
+            states = self._mid.encode_ragged(tokens, offsets) if self._mid else None
+            yield Table(found.item_positions, np.arange(len(found.items)), tokens, offsets, features, states)
 
 
 def _check_request(query: Any, user: Any, context: Any) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from . import _core
 from .errors import BundleError, InputError
 from .features import FeatureEncoder, ItemFeatures, QueryFeatures, Rows
+from .states import ItemStates
 from .text import TextSpec
 from .types import Batch, RaggedBatch
 
@@ -22,7 +23,7 @@ BATCH_TOKENS = 2048
 WAVE_TOKENS = 1 << 18
 """Tokens packed before the engine starts (3 MiB). The engine empties the processor's caches, so Python between two of its calls is several
 times slower than the same Python in one go."""
-_REPAIR = "open it with verify=True to see where, or build it again"
+REPAIR = "open it with verify=True to see where, or build it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Table:
     rows : int64 [N], rows of the arrays below.
     tokens, offsets : int32 [total], int64 [R + 1].
     features : of the R items; no fields when the model has no features.
+    states : of the R items, for a mid-fusion student.
     """
 
     positions: NDArray[np.int64] | None
@@ -42,6 +44,7 @@ class Table:
     tokens: NDArray[np.int32]
     offsets: NDArray[np.int64]
     features: ItemFeatures
+    states: ItemStates | None = None
 
 
 class Batcher:
@@ -80,7 +83,7 @@ class Batcher:
             order, lengths = _core.longest_first(table.offsets, table.rows, self._text.max_tokens - fixed)
             rows = table.rows[order]
             positions = order if table.positions is None else table.positions[order]
-            ids, weights = self._feature_rows(query_features, table.features, rows)
+            ids, weights = feature_rows(self._features, query_features, table.features, rows)
             most = -(-len(rows) // (self._lanes * -(-len(rows) // (self._lanes * BATCH_ROWS)))) if len(rows) else 1
             end = tokens = 0
             wave: list[tuple[NDArray[np.int64], Batch]] = []
@@ -94,7 +97,7 @@ class Batcher:
                     yield wave
                     tokens, wave = 0, []
         except InputError as e:
-            raise BundleError(f"the catalogue is damaged: {e}; {_REPAIR}") from e
+            raise BundleError(f"the catalogue is damaged: {e}; {REPAIR}") from e
 
     def ragged(
         self, query_tokens: NDArray[np.int32], query_features: QueryFeatures | None, table: Table
@@ -112,12 +115,14 @@ class Batcher:
             positions = np.arange(begin, end) if table.positions is None else table.positions[begin:end]
             try:
                 packed = self._frame.pack_ragged(query_tokens, table.tokens, table.offsets, rows)
-                features = self._feature_rows(query_features, table.features, rows)
+                features = feature_rows(self._features, query_features, table.features, rows)
             except InputError as e:
-                raise BundleError(f"the catalogue is damaged: {e}; {_REPAIR}") from e
+                raise BundleError(f"the catalogue is damaged: {e}; {REPAIR}") from e
             yield [(positions, RaggedBatch(*packed, *features))]
 
-    def _feature_rows(self, query: QueryFeatures | None, items: ItemFeatures, rows: NDArray[np.int64]) -> Rows:
-        if query is None or self._features is None:
-            return np.zeros((len(rows), 0), np.int32), np.zeros((len(rows), 0), np.float32)
-        return self._features.encode_rows(query, items, rows)
+
+def feature_rows(features: FeatureEncoder | None, query: QueryFeatures | None, items: ItemFeatures, rows: NDArray[np.int64]) -> Rows:
+    """Ids and weights of the query with some items, [N, F] each; F is 0 for a model without features. Raises InputError."""
+    if query is None or features is None:
+        return np.zeros((len(rows), 0), np.int32), np.zeros((len(rows), 0), np.float32)
+    return features.encode_rows(query, items, rows)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine, RaggedEngine
+from .engine import Engine, MidEngine, RaggedEngine
 from .errors import InputError
 
 _LATEST = (1 << 63) - 1
@@ -52,9 +52,11 @@ def runner(engine: Engine, deadline: Deadline) -> Callable[[Any], Scored]:
 
         return run_ragged
 
+    score: Callable[[Any], NDArray[np.float32]] = engine.run_states if isinstance(engine, MidEngine) else engine.run
+
     def run(batch: Any) -> Scored:
         if deadline.over:
             return np.full(batch.size, np.nan, np.float32), np.zeros(batch.size, np.bool_)
-        return engine.run(batch), np.ones(batch.size, np.bool_)
+        return score(batch), np.ones(batch.size, np.bool_)
 
     return run

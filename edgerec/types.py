@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,35 @@ class Batch:
     def size(self) -> int:
         """B, the number of rows."""
         return int(self.input_ids.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class StateBatch:
+    """One call of an engine whose items are states already, see `edgerec.states`. What lies behind a length is never read.
+
+    Attributes
+    ----------
+    query_ids : int32 [Q, R], ``prefix + query + middle``, padded on the right
+    query_lengths : int32 [Q]
+    query_index : int32 [B], each row's query
+    states, scales : [B, T, G * W] as they are stored, and float32 [B, T, G]; no scales but for int8
+    item_lengths : int32 [B]
+    feature_ids, feature_weights : int32 and float32 [B, F]; F may be 0
+    """
+
+    query_ids: NDArray[np.int32]
+    query_lengths: NDArray[np.int32]
+    query_index: NDArray[np.int32]
+    states: NDArray[Any]
+    scales: NDArray[np.float32]
+    item_lengths: NDArray[np.int32]
+    feature_ids: NDArray[np.int32]
+    feature_weights: NDArray[np.float32]
+
+    @property
+    def size(self) -> int:
+        """B, the number of rows."""
+        return len(self.query_index)
 
 
 @dataclass(frozen=True, slots=True)

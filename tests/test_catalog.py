@@ -225,7 +225,7 @@ def test_a_damaged_tokenizer_is_found_before_anything_is_written(bundle, tmp_pat
     ("change", "message"),
     [
         ({"format": "edgerec-bundle"}, "this is no catalogue"),
-        ({"version": 3}, "version is 3"),
+        ({"version": 4}, "version is 4"),
         ({"items": 5}, "5 items, but its segment has 4"),
         ({"items": "4"}, "items is '4'"),
         ({"items": 0}, "items is 0"),

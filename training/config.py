@@ -174,6 +174,13 @@ class StudentSettings:
     features : whether the hashed-feature half is there; ``buckets``, ``slots``, ``feature_dim``, ``feature_hidden`` are its sizes.
     unlabelled_per_query : first-stage candidates a training query gets beyond its judged ones, scored by the teacher.
     span_queries : queries made from titles, scored by the teacher too; see `edgerec.training.unjudged`.
+    interaction : ``cross``: query and item go through all layers together; ``mid``: items are encoded without the query, see
+        `edgerec.training.mid`. The keys below are for ``mid`` alone.
+    query_layers : the lower layers, which see the query alone; the others are joint.
+    item_layers : layers of the item encoder; 0: all but the last.
+    states : ``per_layer``: each joint layer reads the item's state of its own height; ``one``: all read the item encoder's top.
+    state_width : numbers of one state of one token; 0: as wide as the encoder.
+    state_precision : ``fp32``, ``fp16`` or ``int8``, how states are kept; training sees them rounded so.
     """
 
     init: str = "teacher"
@@ -185,6 +192,12 @@ class StudentSettings:
     feature_hidden: int = 16
     unlabelled_per_query: int = 0
     span_queries: int = 0
+    interaction: str = "cross"
+    query_layers: int = 2
+    item_layers: int = 0
+    states: str = "per_layer"
+    state_width: int = 0
+    state_precision: str = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +363,15 @@ def _check(recipe: Recipe, place: str) -> None:
         (recipe.ensemble.calibration in ("platt", "standardise"), "ensemble.calibration is platt or standardise"),
         (0 <= recipe.ensemble.weak_cosine <= 1, "ensemble.weak_cosine is in [0, 1]"),
         (0 < recipe.prune.flops <= 1 and recipe.prune.batches >= 1, "prune.flops is in (0, 1], prune.batches at least 1"),
+        (
+            student.interaction in ("cross", "mid") and student.states in ("per_layer", "one"),
+            "student.interaction is cross or mid, student.states per_layer or one",
+        ),
+        (
+            student.query_layers >= 1 and student.item_layers >= 0 and student.state_width >= 0,
+            "student: query_layers >= 1, item_layers and state_width >= 0",
+        ),
+        (student.state_precision in ("fp32", "fp16", "int8"), "student.state_precision is fp32, fp16 or int8"),
         (student.buckets >= 1 and 1 <= student.slots <= 256, "student.buckets >= 1, 1 <= slots <= 256"),
     ]
     broken = [message for holds, message in rules if not holds]

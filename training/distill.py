@@ -25,6 +25,7 @@ from .data import Dataset
 from .dev import dev_metrics
 from .groups import parameter_groups
 from .loop import Task, fit, open_run, seed_everything, set_dropout
+from .mid_start import item_sample, mid_from_cross
 from .objective import TAUGHT, Answers, loss_terms
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs
 from .provenance import finish, provenance, read_training_json, weights_sha256
@@ -106,7 +107,7 @@ def distill(
         lambda: ensemble_targets(folders, train, datasets, recipe, out.parent, embedder=embedder, progress=progress)
     )
     seed_everything(recipe.seed)
-    scorer = _new_student(folders[0], infos[0], recipe, run)
+    scorer = _new_student(folders[0], infos[0], recipe, run, train)
     made_of: dict[str, Any] = {"teachers": [{k: m.get(k) for k in ("kind", "sha256", "embedder", "scores")} for m in members]}
     if recipe.student.init != "teacher":
         made_of["init"] = weights_sha256(Path(recipe.student.init))
@@ -176,7 +177,7 @@ def finish_student(out: Path, run: Path, scorer: StudentScorer, info: Mapping[st
     return finish(out, run, info, write)
 
 
-def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, run: Path) -> StudentScorer:
+def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, run: Path, train: Pairs) -> StudentScorer:
     s = recipe.student
     source, tokenizer = teacher if s.init == "teacher" else Path(s.init), run / "tokenizer.json"
     if (source / "student.safetensors").exists():
@@ -196,4 +197,10 @@ def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, ru
     else:
         t = recipe.text
         spec = text_spec_from_tokenizer(tokenizer, max_tokens=t.max_tokens, max_query_tokens=t.max_query_tokens, item_fields=t.item_fields)
-    return StudentScorer(student, TextEncoder(tokenizer, spec), features)
+    text = TextEncoder(tokenizer, spec)
+    if s.interaction == "cross":
+        return StudentScorer(student, text, features)
+    # Fitted once: another machine's linear algebra may turn the states' axes otherwise.
+    return StudentScorer(
+        workers.first(lambda: mid_from_cross(student, spec, s, item_sample(train, text, seed=recipe.seed))), text, features
+    )

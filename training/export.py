@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from edgerec.errors import EdgerecError, InputError
 from edgerec.features import add_golden
 from edgerec.types import Item, UserProfile
 
 from .config import recipe_from_json
+from .export_mid import ITEM_ENCODER, MID_SIZES, ItemGraph, RankerGraph, check_mid, mid_graphs, mid_rows, state_spec
 from .half import HALVES, halved
-from .pairs import Pairs, TokenTable, judged_pairs
+from .mid import MidStudent
+from .pairs import Pairs, Rows, TokenTable, judged_pairs
 from .provenance import read_training_json
-from .student import StudentScorer, student_from_encoder
+from .student import Student, StudentScorer, student_from_encoder
 from .teacher import Teacher, train_datasets
 
+Graphs = dict[str, tuple[nn.Module, dict[str, tuple[Tensor, dict[int, Any]]]]]
 OPSET = 20
 TOLERANCE = 1e-3
 HALF_TOLERANCE = {"fp16": 0.01, "bf16": 0.05}
@@ -44,12 +47,17 @@ GOLDEN: tuple[tuple[str, Item, UserProfile | None], ...] = (
 """Feature vectors of these invented examples travel with the model and are recomputed whenever it is opened."""
 
 
-def export_student(student: Path, export: Path, *, data: Sequence[Path] = (), half: Sequence[str] = ()) -> dict[str, Any]:
+def export_student(
+    student: Path, export: Path, *, data: Sequence[Path] = (), half: Sequence[str] = (), state_precision: str = ""
+) -> dict[str, Any]:
     """Write ``student.onnx`` (fp32), weights, tokenizer, ``model.json`` and, from the dev split of ``data``, a calibration sample.
+
+    A mid-fusion student has two graphs in place of ``student.onnx``: ``item_encoder.onnx`` and ``ranker.onnx``.
 
     Parameters
     ----------
     student : folder of `edgerec distill`; or of `edgerec train` (a BERT-type teacher is exported as the student of the same weights).
+    state_precision : keep a mid-fusion student's states in this precision; empty: in its recipe's.
     data : folders whose dev split gives the calibration sample; `edgerec build-engine` needs one to judge what it builds.
     half : also write ``student.fp16.onnx`` or ``student.bf16.onnx``, for GPUs; see `edgerec.training.half`.
 
@@ -59,14 +67,15 @@ def export_student(student: Path, export: Path, *, data: Sequence[Path] = (), ha
 
     Raises
     ------
-    BundleError : no student folder. InputError : ``export`` exists. EdgerecError : a graph differs from torch, fp32 by more than 1e-3.
+    BundleError : no student folder. InputError : ``export`` exists, the student has no states to keep, or it is mid-fusion and has no half.
+    EdgerecError : a graph differs from torch, fp32 by more than 1e-3.
     """
     student, export = Path(student), Path(export)
     if unknown := sorted(set(half) - set(HALVES)):
         raise InputError(f"half is {unknown}; expected any of {', '.join(HALVES)}")
     if export.exists():
         raise InputError(f"{export} exists already; choose another folder or delete it")
-    scorer, info = _open(student)
+    scorer, info = _open(student, state_precision)
     staging = export.with_name(export.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -81,11 +90,13 @@ def export_student(student: Path, export: Path, *, data: Sequence[Path] = (), ha
     return model_json
 
 
-def _open(folder: Path) -> tuple[StudentScorer, dict[str, Any]]:
+def _open(folder: Path, state_precision: str) -> tuple[StudentScorer, dict[str, Any]]:
     kind = json.loads((folder / "training.json").read_text()).get("kind") if (folder / "training.json").exists() else None
     if kind != "teacher":
-        return StudentScorer.load(folder), read_training_json(folder, "student")
+        return StudentScorer.load(folder, state_precision=state_precision), read_training_json(folder, "student")
     info = read_training_json(folder, "teacher")
+    if state_precision:
+        raise InputError(f"{folder} is a teacher: state_precision is for mid-fusion students")
     if info["recipe"]["loss"]["classes"]:
         raise InputError(f"{folder}: a teacher with a K-class head cannot be exported as it is; distill a student from it")
     return StudentScorer(student_from_encoder(folder), Teacher.load(folder).encoder, None), {**info, "features": None}
@@ -95,26 +106,29 @@ def _write(
     scorer: StudentScorer, info: dict[str, Any], student: Path, out: Path, data: Sequence[Path], half: Sequence[str]
 ) -> dict[str, Any]:
     model, slots = scorer.student.eval().cpu(), scorer.features.spec.slots if scorer.features else 0
-    _export_onnx(model, out / "student.onnx", slots=slots)
+    graphs = mid_graphs(model, slots) if isinstance(model, MidStudent) else _cross_graph(model, slots)
+    for file, (module, inputs) in graphs.items():
+        _export_onnx(module, inputs, out / file)
     if (student / "student.safetensors").exists():
         shutil.copy(student / "student.safetensors", out / "student.safetensors")
     else:
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / "student.safetensors")
     shutil.copy(student / "tokenizer.json", out / "tokenizer.json")
-    check = _check(scorer, out / "student.onnx")
+    check = check_mid(scorer, out) if isinstance(model, MidStudent) else _check(scorer, out / "student.onnx")
     if check["max_abs_diff"] > TOLERANCE:
         raise EdgerecError(f"the exported graph differs from torch by {check['max_abs_diff']:.2e}, above {TOLERANCE}; nothing was written")
     halves: dict[str, Any] = {}
     for precision in half:
-        _export_onnx(halved(model, precision), out / f"student.{precision}.onnx", slots=slots)
+        for module, inputs in _cross_graph(halved(model, precision), slots).values():
+            _export_onnx(module, inputs, out / f"student.{precision}.onnx")
         halves[precision] = _check_half(scorer, out / f"student.{precision}.onnx", precision)
-    shape = model.shape
+    shape, mid = model.shape, isinstance(model, MidStudent)
     spec = scorer.features.spec if scorer.features else None
     model_json = {
         "format": "edgerec-export",
         "version": 1,
         "name": info["recipe"]["name"],
-        "student": {k: v for k in SIZES if (v := getattr(shape, k)) != ()},
+        "student": {k: v for k in (*SIZES, *(MID_SIZES if mid else ())) if (v := getattr(shape, k)) != ()},
         "text": scorer.text.spec.to_json(),
         "features": add_golden(spec, GOLDEN).to_json() if spec else None,
         "grades": info.get("grades"),
@@ -123,6 +137,8 @@ def _write(
         "export_check": check | ({"half": halves} if halves else {}),
         "gate": recipe_from_json(info["recipe"], str(student)).gate.to_json(),
     }
+    if isinstance(model, MidStudent):
+        model_json["states"] = state_spec(model, (out / ITEM_ENCODER).read_bytes()).to_json()
     if data:
         datasets = train_datasets(data)
         lowest = datasets[0].grade_min
@@ -133,25 +149,30 @@ def _write(
     return model_json
 
 
-def _export_onnx(model: nn.Module, path: Path, *, slots: int) -> None:
-    # three tensors, not one thrice: torch.export takes an argument passed twice for one input
-    arguments = tuple(torch.ones(2, 7, dtype=torch.int32) for _ in range(3))
-    names = ["input_ids", "attention_mask", "token_type_ids"]
+def _cross_graph(model: Student, slots: int) -> Graphs:
+    """The one file of a cross student: its module and, by name, an example of each input and its dynamic sides."""
     batch, length = torch.export.Dim("batch", min=1, max=65536), torch.export.Dim("length", min=2, max=512)
-    dynamic: list[dict[int, Any]] = [{0: batch, 1: length}] * 3
+    # three tensors, not one thrice: torch.export takes an argument passed twice for one input
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs: dict[str, tuple[Tensor, dict[int, Any]]] = {n: (torch.ones(2, 7, dtype=torch.int32), {0: batch, 1: length}) for n in names}
     if slots:
-        arguments += (torch.zeros(2, slots, dtype=torch.int32), torch.zeros(2, slots))
-        names += ["feature_ids", "feature_weights"]
-        dynamic = [*dynamic, {0: batch}, {0: batch}]
+        inputs["feature_ids"] = (torch.zeros(2, slots, dtype=torch.int32), {0: batch})
+        inputs["feature_weights"] = (torch.zeros(2, slots), {0: batch})
+    return {"student.onnx": (model, inputs)}
+
+
+def _export_onnx(model: nn.Module, inputs: Mapping[str, tuple[Tensor, dict[int, Any]]], path: Path) -> None:
+    dynamic: tuple[Any, ...] = tuple(sides for _, sides in inputs.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         torch.onnx.export(
             model,
-            arguments,
+            tuple(example for example, _ in inputs.values()),
             str(path),
-            input_names=names,
-            output_names=["logits"],
-            dynamic_shapes=tuple(dynamic),
+            input_names=list(inputs),
+            output_names=["states" if isinstance(model, ItemGraph) else "logits"],
+            # arguments that a forward takes as *rest are one entry of their own
+            dynamic_shapes=(*dynamic[:5], dynamic[5:]) if isinstance(model, RankerGraph) and dynamic[5:] else dynamic,
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
@@ -222,12 +243,8 @@ def _calibration(scorer: StudentScorer, dev: Pairs) -> dict[str, NDArray[Any]]:
             break
     chosen = np.array(sorted(rows), np.int64)
     table, hashed = TokenTable(dev, scorer.text), scorer.hash(dev)
-    (batch,) = table.forward_batches(chosen, size=len(chosen))
-    back = np.argsort(batch.rows)
     sample: dict[str, NDArray[Any]] = {
-        "input_ids": batch.input_ids[back].astype(np.int32),
-        "attention_mask": batch.attention_mask[back].astype(np.int32),
-        "token_type_ids": batch.token_type_ids[back].astype(np.int32),
+        **(mid_rows(table, chosen) if isinstance(scorer.student, MidStudent) else _cross_rows(table, chosen)),
         "query_index": np.unique(dev.query[chosen], return_inverse=True)[1].astype(np.int32),
         # Gains count from the lowest grade; several data sets are moved to the first one's.
         "grades": dev.grade[chosen] - np.array(dev.grade_min, np.float32)[dev.dataset[chosen]] + np.float32(dev.grade_min[0]),
@@ -237,3 +254,9 @@ def _calibration(scorer: StudentScorer, dev: Pairs) -> dict[str, NDArray[Any]]:
     with torch.no_grad():
         sample["logits"] = scorer.forward(table, hashed, chosen).numpy()
     return sample
+
+
+def _cross_rows(table: TokenTable, rows: Rows) -> Mapping[str, NDArray[np.int32]]:
+    (batch,) = table.forward_batches(rows, size=len(rows))
+    names, back = ("input_ids", "attention_mask", "token_type_ids"), np.argsort(batch.rows)
+    return {name: getattr(batch, name)[back].astype(np.int32) for name in names}

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgerec.errors import InputError
+
 from .student import Student
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -43,8 +45,13 @@ class HalfEmbedding(nn.Module):
         return F.embedding(ids, self.weight).float()
 
 
-def halved(student: Student, precision: str) -> Student:
-    """A copy whose text tower computes its products in ``fp16`` or ``bf16``; same inputs, float32 logits [B]."""
+def halved(student: nn.Module, precision: str) -> Student:
+    """A copy whose text tower computes its products in ``fp16`` or ``bf16``; same inputs, float32 logits [B].
+
+    Raises InputError for a mid-fusion student.
+    """
+    if not isinstance(student, Student):
+        raise InputError("half-precision graphs are written of cross students only, this one is mid-fusion")
     dtype, found = HALVES[precision], copy.deepcopy(student).eval()
     tower: Any = found.tower
     tower.word_embeddings = HalfEmbedding(tower.word_embeddings, dtype)

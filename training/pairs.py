@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgerec.errors import InputError
+from edgerec.features import FeatureEncoder
 from edgerec.text import TextEncoder
 from edgerec.types import Item
 
@@ -43,6 +44,25 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.query)
+
+
+@dataclass(frozen=True, slots=True)
+class HashedRows:
+    """Hashed features of every row of some Pairs: ids int32 [P, F], weights float32 [P, F]."""
+
+    ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, pairs: Pairs, encoder: FeatureEncoder) -> HashedRows:
+        """Encode with the code that serves: skew is impossible."""
+        items = encoder.encode_items(pairs.items)
+        starts = np.flatnonzero(np.r_[True, pairs.query[1:] != pairs.query[:-1]])
+        parts = [
+            encoder.encode_rows(encoder.encode_query(pairs.query_texts[pairs.query[rows[0]]]), items, pairs.item[rows])
+            for rows in np.split(np.arange(len(pairs)), starts[1:])
+        ]
+        return cls(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
 
 
 def query_pairs(query: str, items: Sequence[Item]) -> Pairs:
@@ -154,10 +174,30 @@ class TokenTable:
     """Tokens of every query and item of some Pairs, computed once; rows come out packed by length."""
 
     def __init__(self, pairs: Pairs, encoder: TextEncoder) -> None:
-        self._spec = encoder.spec
+        self.pairs = pairs
+        self.spec = encoder.spec
         self._queries = [encoder.encode_query(text) for text in pairs.query_texts]
         self._tokens, self._offsets = encoder.encode_items([encoder.item_text(i) for i in pairs.items])
-        self._pairs = pairs
+
+    def query_row(self, number: np.int64) -> NDArray[np.int32]:
+        """The query's side of a row: ``prefix + query + middle``."""
+        return np.concatenate([self.spec.prefix, self._queries[number], self.spec.middle]).astype(np.int32)
+
+    def item_row(self, number: np.int64) -> NDArray[np.int32]:
+        """The item's side of a row when it does not depend on the query: ``item + suffix``, cut as beside an empty query."""
+        return np.concatenate([self._tokens[self._offsets[number] : self._offsets[number + 1]], self.spec.suffix]).astype(np.int32)
+
+    def padded(self, rows: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Token rows as one batch: ids int64 [B, T] and lengths int64 [B].
+
+        Both sides are rounded up to multiples of 8, as in `forward_batches`; the extra rows are the first ones again.
+        """
+        held = [rows[i % len(rows)] for i in range(round_up(len(rows)))]
+        lengths = np.array([len(row) for row in held], np.int64)
+        ids = np.full((len(held), round_up(int(lengths.max()))), self.spec.pad_id, np.int64)
+        for place, row in enumerate(held):
+            ids[place, : len(row)] = row
+        return ids, lengths
 
     def forward_batches(self, rows: Rows, *, size: int = 32) -> list[TokenRows]:
         """Cut ``rows`` into forward passes of up to ``size`` rows of similar length, so that little is computed for padding.
@@ -170,28 +210,27 @@ class TokenTable:
         out = []
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            width = _round_up(max(len(tokens[j][0]) for j in chosen))
-            height = _round_up(len(chosen))
-            ids = np.full((height, width), self._spec.pad_id, np.int64)
+            width = round_up(max(len(tokens[j][0]) for j in chosen))
+            height = round_up(len(chosen))
+            ids = np.full((height, width), self.spec.pad_id, np.int64)
             mask = np.zeros((height, width), np.int64)
             types = np.zeros((height, width), np.int64)
             for place, j in enumerate([*chosen, *[chosen[-1]] * (height - len(chosen))]):
                 row_ids, query_side = tokens[j]
                 ids[place, : len(row_ids)] = row_ids
                 mask[place, : len(row_ids)] = 1
-                types[place, :query_side] = self._spec.query_type
-                types[place, query_side : len(row_ids)] = self._spec.item_type
+                types[place, :query_side] = self.spec.query_type
+                types[place, query_side : len(row_ids)] = self.spec.item_type
             out.append(TokenRows(chosen, ids, mask, types))
         return out
 
     def _row(self, r: np.int64) -> tuple[NDArray[np.int32], int]:
-        spec, pairs = self._spec, self._pairs
-        query, i = self._queries[pairs.query[r]], pairs.item[r]
-        head = np.concatenate([spec.prefix, query, spec.middle]).astype(np.int32)
+        spec, head, i = self.spec, self.query_row(self.pairs.query[r]), self.pairs.item[r]
         room = max(spec.max_tokens - len(head) - len(spec.suffix), 0)
         item = self._tokens[self._offsets[i] : self._offsets[i + 1]][:room]
         return np.concatenate([head, item, spec.suffix]).astype(np.int32), len(head)
 
 
-def _round_up(n: int, multiple: int = 8) -> int:
+def round_up(n: int, multiple: int = 8) -> int:
+    """The next multiple from ``n`` on."""
     return -(-n // multiple) * multiple

@@ -74,8 +74,12 @@ def prune(
     dev, train = judged_pairs(datasets, "dev"), student_pairs(datasets, recipe)
     if settings.flops < 1:
         check_taught(recipe)
-    run = open_run(out, resume=resume)
     scorer = StudentScorer.load(student)
+    if not isinstance(scorer.student, Student):
+        raise InputError(
+            f"{student} is a mid-fusion student, which pruning does not know; prune a student of student.interaction = 'cross'"
+        )
+    run = open_run(out, resume=resume)
     before = DistillTask(scorer, train, np.zeros(len(train), np.float32), dev, recipe).evaluate()
     scorer, vocabulary = prune_vocabulary(scorer, student, datasets, settings, run)
     facts = provenance(datasets, recipe, {"student": weights_sha256(student), "teachers": [weights_sha256(Path(t)) for t in teachers]})
@@ -86,6 +90,7 @@ def prune(
         targets, members = ensemble_targets(folders, train, datasets, recipe, out.parent, progress=progress)
         seed_everything(recipe.seed)
         whole, tokens = scorer.student.shape, scorer.text.spec.max_tokens
+        assert isinstance(scorer.student, Student)
         task = DistillTask(scorer, train, targets, dev, recipe)
         units = importance(scorer.student, task, distill_batches(train, recipe, 0)[: settings.batches])
         scorer = StudentScorer(smaller(scorer.student, choose(units, whole, settings.flops, tokens)), scorer.text, scorer.features)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,11 +25,20 @@ from edgerec.text import TextEncoder, TextSpec
 from edgerec.types import Item
 
 from .loop import device
-from .pairs import Pairs, Rows, TokenTable, query_pairs
+from .pairs import HashedRows, Pairs, Rows, TokenTable, query_pairs
 from .provenance import read_training_json
 
+if TYPE_CHECKING:
+    from .mid import MidStudent
+
+ShapeT = TypeVar("ShapeT", bound="StudentShape")
 MASKED = -1e4
 """Added to the attention scores of padding: finite, and small enough for half precision."""
+
+
+def tensors(*arrays: NDArray[Any]) -> list[Tensor]:
+    """The arrays, where the model is."""
+    return [torch.from_numpy(array).to(device()) for array in arrays]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,7 @@ class StudentShape:
     layer_intermediate: tuple[int, ...] = ()
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> StudentShape:
+    def from_json(cls: type[ShapeT], value: Mapping[str, Any]) -> ShapeT:
         """From ``training.json``. Raises TypeError."""
         sizes: dict[str, Any] = {name: tuple(size) if isinstance(size, list) else size for name, size in value.items()}
         return cls(**sizes)
@@ -87,14 +96,18 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, *, first_row_only: bool) -> Tensor:
         """x [B, T, H], additive mask [B, 1, 1, T] -> [B, T, H], or [B, 1, H] when only the first row is wanted (exact)."""
-        rows = x[:, :1] if first_row_only else x
-        q, k, v = self._split(self.query(rows)), self._split(self.key(x)), self._split(self.value(x))
+        return self.attend(x[:, :1] if first_row_only else x, self.split(self.key(x)), self.split(self.value(x)), mask)
+
+    def attend(self, rows: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """The rows [B, R, H] look at keys and values [B, A, T, S] under an additive mask [B, 1, 1, T] -> [B, R, H]."""
+        q = self.split(self.query(rows))
         weights = F.softmax(q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5) + mask, dim=-1)
         mixed = (self.dropout(weights).to(v.dtype) @ v).transpose(1, 2).flatten(2)
         rows = self.attention_norm(rows + self.dropout(self.attention_output(mixed)))
         return self.output_norm(rows + self.dropout(self.output(F.gelu(self.intermediate(rows)))))  # type: ignore[no-any-return]
 
-    def _split(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> Tensor:
+        """[B, T, A * S] -> [B, A, T, S], head by head."""
         rows: Tensor = x.unflatten(2, (self.heads, -1))  # type: ignore[no-untyped-call]
         return rows.transpose(1, 2)
 
@@ -166,6 +179,18 @@ class Student(nn.Module):
                 raise InputError("this student has hashed features: pass feature_ids and feature_weights")
             joined = torch.cat([joined, self.features(feature_ids, feature_weights)], dim=1)
         return self.head(joined)[:, 0].float()  # type: ignore[no-any-return]
+
+    def forward_rows(self, table: TokenTable, hashed: HashedRows | None, rows: Rows) -> Tensor:
+        """Logits [P] of the rows, in their order, through forward passes packed by length."""
+        parts, places = [], []
+        for batch in table.forward_batches(rows):
+            inputs = tensors(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+            if hashed is not None:
+                chosen = np.resize(rows[batch.rows], len(batch.input_ids))
+                inputs += tensors(hashed.ids[chosen], hashed.weights[chosen])
+            parts.append(self(*inputs)[: len(batch.rows)])
+            places.append(batch.rows)
+        return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
 
 
 def student_from_encoder(
@@ -246,18 +271,24 @@ def _copy_tower(tower: TextTower, base: Any, kept: Sequence[int]) -> None:
 class StudentScorer:
     """A student with its tokenizer and feature encoder: scores text. Computes in float32, as the exported engine does."""
 
-    def __init__(self, student: Student, text: TextEncoder, features: FeatureEncoder | None) -> None:
+    def __init__(self, student: Student | MidStudent, text: TextEncoder, features: FeatureEncoder | None) -> None:
         self.student = student.to(device())
         self.text = text
         self.features = features
 
     @classmethod
-    def load(cls, folder: Path) -> StudentScorer:
-        """Open what `edgerec distill` wrote. Raises BundleError when it is not a student folder."""
+    def load(cls, folder: Path, *, state_precision: str = "") -> StudentScorer:
+        """Open what `edgerec distill` wrote; ``state_precision`` keeps a mid-fusion student's states otherwise than its recipe does.
+
+        Raises BundleError when it is not a student folder, InputError for a precision that this student does not have.
+        """
+        from .mid import check_precision, empty_student  # it builds on this module
+
         folder = Path(folder)
         info = read_training_json(folder, "student")
+        check_precision(info.get("student"), state_precision)
         try:
-            student = Student(StudentShape.from_json(info["student"]))
+            student = empty_student(info["student"], state_precision)
             student.load_state_dict(load_file(folder / "student.safetensors"))
             features = FeatureEncoder(FeatureSpec.from_json(info["features"])) if info["features"] else None
             return cls(student, TextEncoder(folder / "tokenizer.json", TextSpec.from_json(info["text"])), features)
@@ -266,15 +297,7 @@ class StudentScorer:
 
     def forward(self, table: TokenTable, hashed: HashedRows | None, rows: Rows) -> Tensor:
         """Logits [P] of the rows, in their order, through forward passes packed by length."""
-        parts, places = [], []
-        for batch in table.forward_batches(rows):
-            inputs = [torch.from_numpy(a).to(device()) for a in (batch.input_ids, batch.attention_mask, batch.token_type_ids)]
-            if hashed is not None:
-                chosen = np.resize(rows[batch.rows], len(batch.input_ids))
-                inputs += [torch.from_numpy(hashed.ids[chosen]).to(device()), torch.from_numpy(hashed.weights[chosen]).to(device())]
-            parts.append(self.student(*inputs)[: len(batch.rows)])
-            places.append(batch.rows)
-        return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
+        return self.student.forward_rows(table, hashed, rows)
 
     @torch.no_grad()
     def score_pairs(
@@ -297,22 +320,3 @@ class StudentScorer:
         if not items:
             return np.empty(0, np.float32)
         return self.score_pairs(query_pairs(query, items))
-
-
-@dataclass(frozen=True, slots=True)
-class HashedRows:
-    """Hashed features of every row of some Pairs: ids int32 [P, F], weights float32 [P, F]."""
-
-    ids: NDArray[np.int32]
-    weights: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, pairs: Pairs, encoder: FeatureEncoder) -> HashedRows:
-        """Encode with the code that serves: skew is impossible."""
-        items = encoder.encode_items(pairs.items)
-        starts = np.flatnonzero(np.r_[True, pairs.query[1:] != pairs.query[:-1]])
-        parts = [
-            encoder.encode_rows(encoder.encode_query(pairs.query_texts[pairs.query[rows[0]]]), items, pairs.item[rows])
-            for rows in np.split(np.arange(len(pairs)), starts[1:])
-        ]
-        return cls(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))

@@ -17,6 +17,7 @@ from ..bundle import check_target
 from ..engine import open_engine
 from ..engine.machine import cpu_flags, int8_saturates
 from ..errors import BuildError, BundleError, EngineError
+from ..manifest import ENGINE_FILES, ITEM_ENGINE_FILE
 from .calibrate import calibrate
 from .compile import compile_graph
 from .contract import Export, read_export
@@ -37,7 +38,7 @@ class BuildReport:
     ----------
     bundle : the folder written.
     backend_reason : why this backend: it was asked for, or native runs the student, or why native does not.
-    engine_bytes : size of the engine file.
+    engine_bytes : size of the engine file, or of both graphs of a mid-fusion student.
     tolerance : the bounds it had to meet.
     reduced_range : int8 weights use 7 bits, because this CPU's 8-bit products saturate.
     timings_s : seconds by step: ``contract quantize compile parity pack``.
@@ -88,7 +89,8 @@ def build_engine(
     export : folder written by ``edgerec export``.
     bundle : folder to write; must not exist, unless ``replace`` is given and it is a bundle.
     backend : ``native`` (the C engine: BERT-type students, int8 by token), ``ort`` (ONNX Runtime: any student) or ``reference`` (numpy, the
-        oracle). None: ``native`` where it runs the student, else ``ort``; `BuildReport.backend_reason` says why.
+        oracle). None: ``native`` where it runs the student, else ``ort``; `BuildReport.backend_reason` says why. Mid-fusion students run on
+        ``ort`` and ``reference``.
     precision : ``fp32``; for ``ort`` and ``native`` also ``int8``; for ``native`` also ``bf16``.
     activations : for int8 on ``ort``, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is
         closer to fp32), ``batch`` (faster), ``static`` (ranges from the calibration sample); see `edgerec.builder.quantize.quantize_int8`.
@@ -134,7 +136,7 @@ def build_engine(
         backend=backend,
         backend_reason=reason,
         precision=precision,
-        engine_bytes=len(engine),
+        engine_bytes=sum(map(len, engine.values())),
         reduced_range=backend == "ort" and precision == "int8" and _narrow(),
         parity=parity,
         tolerance=bounds.of(precision),
@@ -142,29 +144,36 @@ def build_engine(
     )
 
 
-def _engine(export: Export, backend: str | None, precision: str, clock: _Clock, activations: str) -> tuple[str, str, bytes]:
-    """The backend, why it is this one, and its engine file."""
+def _engine(export: Export, backend: str | None, precision: str, clock: _Clock, activations: str) -> tuple[str, str, dict[str, bytes]]:
+    """The backend, why it is this one, and the files that it loads, by name; the engine file first."""
     reason = "asked for"
     if backend is None and precision == "int8" and activations != "token":
         backend, reason = "ort", f"activations = {activations!r} are ONNX Runtime's"
     if backend in (None, "native"):
         try:
+            if export.states:
+                raise BuildError(f"{export.folder}: the native engine does not run mid-fusion students yet; --backend ort will take it")
             with clock.step("compile"):
-                return "native", reason if backend else "the native engine runs this student", native_engine(export, precision)
+                engine = native_engine(export, precision)
+            return "native", reason if backend else "the native engine runs this student", {ENGINE_FILES["native"]: engine}
         except BuildError as error:
             if backend or precision not in SUPPORTED["ort"]:
                 raise
             reason = " ".join(str(error).split())
     if backend == "reference":
         with clock.step("compile"):
-            return backend, reason, reference_engine(export)
-    graph = export.graph
+            return backend, reason, {ENGINE_FILES[backend]: reference_engine(export)}
+    graphs = {ENGINE_FILES["ort"]: export.graph, **({ITEM_ENGINE_FILE: export.item_graph} if export.states else {})}
     if precision == "int8":
+        if activations == "static" and export.states:
+            raise BuildError(f"{export.folder}: static activations are calibrated for cross students only; leave --activations at token")
         with clock.step("quantize"):
-            ranges = calibrate(graph, export.calibration.batch) if activations == "static" else None
-            graph = quantize_int8(graph, reduce_range=_narrow(), activations=activations, ranges=ranges)
+            ranges = calibrate(export.graph, export.calibration.batch) if activations == "static" else None
+            graphs = {
+                name: quantize_int8(graph, reduce_range=_narrow(), activations=activations, ranges=ranges) for name, graph in graphs.items()
+            }
     with clock.step("compile"):
-        return "ort", reason, compile_graph(graph)
+        return "ort", reason, {name: compile_graph(graph) for name, graph in graphs.items()}
 
 
 def _narrow() -> bool:

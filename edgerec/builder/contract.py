@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,28 @@ from onnx import TensorProto
 from tokenizers import Tokenizer
 
 from ..engine import Limits
+from ..engine.mid import MidLayout
 from ..engine.probe import batch_from, read_arrays
 from ..errors import BuildError, BundleError, EngineError
 from ..manifest import content_id, is_plain_name, parse_json
+from ..states import StateSpec
 from ..types import Batch
 
 FORMAT, VERSION, OPSET = "edgerec-export", 1, 20
 
-_TOKEN_INPUTS = {"input_ids": TensorProto.INT32, "attention_mask": TensorProto.INT32, "token_type_ids": TensorProto.INT32}
-_FEATURE_INPUTS = {"feature_ids": TensorProto.INT32, "feature_weights": TensorProto.FLOAT}
+Inputs = Mapping[str, tuple[int, int, int]]
+"""By name: the kind of number, how many sides, and how many of them, from the first, are dynamic."""
+_CROSS: Inputs = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), (TensorProto.INT32, 2, 2))
+_FEATURES: Inputs = {"feature_ids": (TensorProto.INT32, 2, 1), "feature_weights": (TensorProto.FLOAT, 2, 1)}
+_ITEMS: Inputs = {"item_ids": (TensorProto.INT32, 2, 2), "item_lengths": (TensorProto.INT32, 1, 1)}
+_QUERIES: Inputs = {
+    "query_ids": (TensorProto.INT32, 2, 2),
+    "query_lengths": (TensorProto.INT32, 1, 1),
+    "query_index": (TensorProto.INT32, 1, 1),
+    "item_lengths": (TensorProto.INT32, 1, 1),
+}
+_STATES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
+_SIDES = ("no", "one dimension", "two dimensions", "three dimensions")
 _DIMENSIONS = ("layers", "hidden", "heads", "intermediate", "vocab")
 
 
@@ -47,11 +62,16 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """An export folder, read and checked. ``model`` is the decoded ``model.json``; the other files are kept as bytes."""
+    """An export folder, read and checked. ``model`` is the decoded ``model.json``; the other files are kept as bytes.
+
+    ``graph`` gives logits; ``item_graph`` and ``states`` are those of a mid-fusion student, else empty and None.
+    """
 
     folder: Path
     model: dict[str, Any]
     graph: bytes
+    item_graph: bytes
+    states: StateSpec | None
     tokenizer: bytes
     calibration: Calibration
     limits: Limits
@@ -69,7 +89,7 @@ class Export:
     @property
     def content_id(self) -> str:
         """See `edgerec.bundle.content_id`."""
-        return content_id(self.tokenizer, self.model["features"], self.model["text"])
+        return content_id(self.tokenizer, self.model["features"], self.model["text"], self.model.get("states"))
 
 
 def read_export(folder: str | os.PathLike[str]) -> Export:
@@ -82,11 +102,15 @@ def read_export(folder: str | os.PathLike[str]) -> Export:
     root = Path(folder)
     try:
         model = _read_model(root)
-        limits = Limits.from_model(model, f"{root}: model.json")
+        what = f"{root}: model.json"
+        limits, states = Limits.from_model(model, what), StateSpec.from_model(model, what)
+        graph, item_graph = _read_graphs(root, model, limits, states)
         export = Export(
             folder=root,
             model=model,
-            graph=_read_graph(root, features=limits.buckets > 0),
+            graph=graph,
+            item_graph=item_graph,
+            states=states,
             tokenizer=_read_tokenizer(root, limits, model["text"]),
             calibration=_read_calibration(root, limits),
             limits=limits,
@@ -132,9 +156,25 @@ def _read_model(root: Path) -> dict[str, Any]:
     return model
 
 
-def _read_graph(root: Path, *, features: bool) -> bytes:
-    data = read_bytes(root / "student.onnx")
-    what = f"{root}: student.onnx"
+def _read_graphs(root: Path, model: dict[str, Any], limits: Limits, states: StateSpec | None) -> tuple[bytes, bytes]:
+    features = _FEATURES if limits.buckets else {}
+    interaction = model["student"].get("interaction", "cross")
+    if interaction != ("mid" if states else "cross"):
+        raise BuildError(f"{root}: model.json: student.interaction is {interaction!r:.80}, but it has {'' if states else 'no '}states")
+    if states is None:
+        return _read_graph(root, "student.onnx", {**_CROSS, **features}, ("logits", 1)), b""
+    MidLayout.from_model(model, limits, f"{root}: model.json")
+    kept: Inputs = {"states": (_STATES[states.precision], 3, 2)}
+    scales: Inputs = {"state_scales": (TensorProto.FLOAT, 3, 2)} if states.scales else {}
+    encoder = _read_graph(root, "item_encoder.onnx", _ITEMS, ("states", 3))
+    if hashlib.sha256(encoder).hexdigest() != states.sha256:
+        raise BuildError(f"{root}: item_encoder.onnx is not the one that model.json names; the export is mixed, export the student again")
+    return _read_graph(root, "ranker.onnx", {**_QUERIES, **kept, **scales, **features}, ("logits", 1)), encoder
+
+
+def _read_graph(root: Path, file: str, expected: Inputs, output: tuple[str, int]) -> bytes:
+    data = read_bytes(root / file)
+    what = f"{root}: {file}"
     try:
         model = onnx.load_model_from_string(data)
         if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
@@ -148,21 +188,21 @@ def _read_graph(root: Path, *, features: bool) -> bytes:
     opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     if opsets.get("ai.onnx") != OPSET or any(node.domain not in ("", "ai.onnx") for node in model.graph.node):
         raise BuildError(f"{what} uses operator sets {opsets}, expected ai.onnx {OPSET} alone; export the student again")
-    expected = {**_TOKEN_INPUTS, **(_FEATURE_INPUTS if features else {})}
     found = {value.name: value.type.tensor_type for value in model.graph.input}
     if found.keys() != expected.keys():
         raise BuildError(f"{what} has inputs {', '.join(sorted(found))}; by model.json it must have {', '.join(sorted(expected))}")
-    for name, kind in expected.items():
+    for name, (kind, sides, dynamic) in expected.items():
         dims = found[name].shape.dim
-        if found[name].elem_type != kind or len(dims) != 2:
-            raise BuildError(f"{what}: input {name} must be {TensorProto.DataType.Name(kind)} with two dimensions")
-        if any(dim.HasField("dim_value") for dim in (dims if name in _TOKEN_INPUTS else dims[:1])):
+        if found[name].elem_type != kind or len(dims) != sides:
+            raise BuildError(f"{what}: input {name} must be {TensorProto.DataType.Name(kind)} with {_SIDES[sides]}")
+        if any(dim.HasField("dim_value") for dim in dims[:dynamic]):
             raise BuildError(f"{what}: input {name} has a fixed size; batch and tokens must be dynamic")
     outputs = list(model.graph.output)
-    if [value.name for value in outputs] != ["logits"] or outputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
-        raise BuildError(f"{what} has outputs {', '.join(value.name for value in outputs)}; expected one float output, logits [B]")
-    if len(outputs[0].type.tensor_type.shape.dim) != 1:
-        raise BuildError(f"{what}: logits has {len(outputs[0].type.tensor_type.shape.dim)} dimensions, expected one, [B]")
+    wanted, sides = output
+    if [value.name for value in outputs] != [wanted] or outputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+        raise BuildError(f"{what} has outputs {', '.join(value.name for value in outputs)}; expected one float output, {wanted}")
+    if len(outputs[0].type.tensor_type.shape.dim) != sides:
+        raise BuildError(f"{what}: {wanted} has {len(outputs[0].type.tensor_type.shape.dim)} dimensions, expected {_SIDES[sides]}")
     return data
 
 

@@ -22,15 +22,15 @@ from ..engine import Engine
 from ..engine.machine import cpu_flags
 from ..engine.ort import ort
 from ..engine.probe import PROBE
-from ..manifest import ENGINE_FILES, Manifest
+from ..manifest import Manifest
 from .contract import Export
 from .parity import probe_rows, take
 
 
-def model_version(export: Export, engine: bytes, precision: str) -> str:
-    """``NAME-PRECISION-`` and the first 8 hex digits of the SHA-256 over engine, features and tokenizer: equal files, equal name."""
+def model_version(export: Export, engine: Mapping[str, bytes], precision: str) -> str:
+    """``NAME-PRECISION-`` and the first 8 hex digits of the SHA-256 over engine files, features and tokenizer: equal files, equal name."""
     digest = hashlib.sha256()
-    for part in (engine, export.features_json, export.tokenizer):
+    for part in (*engine.values(), export.features_json, export.tokenizer):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return f"{export.name}-{precision}-{digest.hexdigest()[:8]}"
@@ -61,7 +61,7 @@ def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 def pack(
     path: str | os.PathLike[str],
     export: Export,
-    engine: bytes,
+    engine: Mapping[str, bytes],
     *,
     backend: str,
     precision: str,
@@ -71,7 +71,7 @@ def pack(
 ) -> Manifest:
     """Write the bundle folder atomically. Raises BundleError."""
     files: dict[str, bytes | Path] = {
-        ENGINE_FILES[backend]: engine,
+        **engine,
         "tokenizer.json": export.tokenizer,
         "features.json": export.features_json,
         "model.json": json.dumps(export.model, indent=1).encode() + b"\n",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import Engine
+from ..engine.mid import MidRunner
+from ..engine.mid_ort import feeds
 from ..engine.ort import ort
 from ..errors import BuildError
 from ..metrics import gain, ndcg
@@ -147,25 +149,42 @@ def fp32_logits(export: Export, tolerance: float) -> Floats:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     batch = export.calibration.batch
+    what = "ranker.onnx with item_encoder.onnx" if export.states else "student.onnx"
     try:
-        session = ort.InferenceSession(export.graph, options, providers=["CPUExecutionProvider"])
-        names = [value.name for value in session.get_inputs()]
-
-        def run(part: Batch) -> Floats:
-            return np.asarray(session.run(["logits"], {name: getattr(part, name) for name in names})[0], np.float32)
-
+        run = _exported_mid(export, options) if export.states else _exported_cross(export, options)
         logits = np.concatenate([run(part) for part in split(batch, _ROWS)])
-        run(_longest(batch, export.limits.tokens))
+        run(_longest(batch, export))
     # ONNX Runtime's exceptions share no base class but Exception.
     except Exception as error:
-        raise BuildError(f"{export.folder}: student.onnx does not run on the calibration rows: {error}") from error
+        raise BuildError(f"{export.folder}: {what} does not run on the calibration rows: {error}") from error
     worst = _max_abs(logits, export.calibration.logits)
     if not worst <= tolerance:
         raise BuildError(
-            f"{export.folder}: student.onnx does not give the logits that calibration.npz records: max |dlogit| {worst:.3g} is above "
+            f"{export.folder}: {what} does not give the logits that calibration.npz records: max |dlogit| {worst:.3g} is above "
             f"{tolerance:.3g}; the export is damaged or mixed from two students, export it again"
         )
     return logits
+
+
+def _exported_cross(export: Export, options: ort.SessionOptions) -> Callable[[Batch], Floats]:
+    session = ort.InferenceSession(export.graph, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    return lambda part: np.asarray(session.run(["logits"], {name: getattr(part, name) for name in names})[0], np.float32)
+
+
+def _exported_mid(export: Export, options: ort.SessionOptions) -> Callable[[Batch], Floats]:
+    items, ranker = (
+        ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]) for graph in (export.item_graph, export.graph)
+    )
+    return MidRunner(
+        export.model,
+        export.limits,
+        lambda ids, lengths: items.run(["states"], {"item_ids": ids, "item_lengths": lengths})[0],
+        lambda rows: ranker.run(["logits"], feeds(rows))[0],
+        backend="ort",
+        precision="fp32",
+        close=lambda: None,
+    ).run
 
 
 def measure(engine: Engine, calibration: Calibration, reference: Floats, *, grade_min: float) -> Parity:
@@ -227,9 +246,13 @@ def _cut(batch: Batch, tokens: int) -> Batch:
     return Batch(ids, mask, types, batch.feature_ids, batch.feature_weights)
 
 
-def _longest(batch: Batch, tokens: int) -> Batch:
-    one = take(batch, slice(0, 1))
+def _longest(batch: Batch, export: Export) -> Batch:
+    one, tokens = take(batch, slice(0, 1)), export.limits.tokens
     ids, types = (np.resize(array, (1, tokens)) for array in (one.input_ids, one.token_type_ids))
+    if export.states:  # its two sides are bounded each by itself
+        text = export.model["text"]
+        types = np.where(np.arange(tokens) < export.model["student"]["item_start"], text["query_type"], text["item_type"])
+        types = types.astype(np.int32)[None]
     return Batch(ids, np.ones_like(ids), types, one.feature_ids, one.feature_weights)
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..bundle import Manifest, read_json, read_manifest
 from ..errors import BundleError, EngineError
-from ..types import Batch, RaggedBatch
+from ..states import ItemStates, StateSpec
+from ..types import Batch, RaggedBatch, StateBatch
 
 
 @runtime_checkable
@@ -56,6 +57,23 @@ class RaggedEngine(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class MidEngine(Engine, Protocol):
+    """An engine of a mid-fusion student. Items can be encoded once and scored often; `run` does both at once."""
+
+    def encode_items(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """``item + suffix``, int32 [U, T] and [U] -> states [U, T, G * W] as they are stored, and their scales. Raises EngineError."""
+        ...
+
+    def encode_ragged(self, tokens: NDArray[np.int32], offsets: NDArray[np.int64]) -> ItemStates:
+        """Any number of items, ``tokens[offsets[i]:offsets[i + 1]]`` each, without suffix. Raises EngineError."""
+        ...
+
+    def run_states(self, batch: StateBatch) -> NDArray[np.float32]:
+        """Logits, float32 [B]. Raises EngineError."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a student accepts; checked before every run, because a backend may crash or read out of bounds on more.
@@ -79,7 +97,10 @@ class Limits:
         try:
             student, text, features = _mapping(model)["student"], _mapping(model)["text"], _mapping(model)["features"]
             buckets = 0 if features is None else _positive(features, "buckets")
-            return cls(vocab=_positive(student, "vocab"), tokens=_positive(text, "max_tokens"), buckets=buckets)
+            tokens = _positive(text, "max_tokens")
+            if "item_start" in student:  # a mid-fusion student's item is not cut to what the query leaves
+                tokens += _positive(student, "item_start") - len(text["prefix"]) - len(text["middle"])
+            return cls(vocab=_positive(student, "vocab"), tokens=tokens, buckets=buckets)
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{what}: student.vocab, text.max_tokens and features.buckets must be positive integers: {error!r}"
@@ -90,19 +111,23 @@ class Limits:
         shape = _check_array("input_ids", batch.input_ids, np.int32, None)
         _check_array("attention_mask", batch.attention_mask, np.int32, shape)
         _check_array("token_type_ids", batch.token_type_ids, np.int32, shape)
-        features = _check_array("feature_ids", batch.feature_ids, np.int32, None)
-        _check_array("feature_weights", batch.feature_weights, np.float32, features)
         rows, tokens = shape
-        if features[0] != rows:
-            raise EngineError(f"batch: feature_ids has {features[0]} rows, input_ids has {rows}")
-        if not self.buckets and features[1]:
-            raise EngineError(f"batch: feature_ids has {features[1]} slots, this student takes no features; expected shape [{rows}, 0]")
+        self.check_features(batch.feature_ids, batch.feature_weights, rows)
         if rows and not 1 <= tokens <= self.tokens:
             raise EngineError(f"batch: rows have {tokens} tokens, expected 1 to {self.tokens}; cut the text when packing")
         _check_range("input_ids", batch.input_ids, self.vocab)
         _check_range("token_type_ids", batch.token_type_ids, self.types)
         _check_range("attention_mask", batch.attention_mask, 2)
-        _check_range("feature_ids", batch.feature_ids, self.buckets)
+
+    def check_features(self, ids: NDArray[np.int32], weights: NDArray[np.float32], rows: int) -> None:
+        """Raise EngineError unless these are the hashed features of so many rows, as this student takes them."""
+        shape = _check_array("feature_ids", ids, np.int32, None)
+        _check_array("feature_weights", weights, np.float32, shape)
+        if shape[0] != rows:
+            raise EngineError(f"batch: feature_ids has {shape[0]} rows, the batch has {rows}")
+        if not self.buckets and shape[1]:
+            raise EngineError(f"batch: feature_ids has {shape[1]} slots, this student takes no features; expected shape [{rows}, 0]")
+        _check_range("feature_ids", ids, self.buckets)
 
     def check_ragged(self, batch: RaggedBatch) -> None:
         """Raise EngineError unless the shapes fit together and no row is too long; the engine itself checks ids and places."""
@@ -153,7 +178,10 @@ def open_engine(bundle: str | os.PathLike[str], *, threads: int | None = None, s
 def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool) -> Engine:
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise EngineError(f"threads is {threads!r}, expected a positive integer or None")
-    limits = Limits.from_model(read_json(root, manifest, "model.json"), f"{root}: model.json")
+    model = read_json(root, manifest, "model.json")
+    limits = Limits.from_model(model, f"{root}: model.json")
+    if StateSpec.from_model(model, f"{root}: model.json") is not None:
+        return _load_mid(root, manifest, model, limits, threads=threads, spinning=spinning)
     if manifest.backend == "ort":
         from .ort import OrtEngine
 
@@ -167,6 +195,18 @@ def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool
 
         return ReferenceEngine(root, manifest, limits)
     raise EngineError(f"{root}: this edgerec has no engine for backend {manifest.backend!r}; build the bundle for ort, native or reference")
+
+
+def _load_mid(root: Path, manifest: Manifest, model: object, limits: Limits, *, threads: int | None, spinning: bool) -> MidEngine:
+    if manifest.backend == "ort":
+        from .mid_ort import open_mid_ort
+
+        return open_mid_ort(root, manifest, model, limits, threads=threads, spinning=spinning)
+    if manifest.backend == "reference":
+        from .mid_reference import open_mid_reference
+
+        return open_mid_reference(root, manifest, model, limits)
+    raise EngineError(f"{root}: backend {manifest.backend!r} does not run mid-fusion students; build the bundle with --backend ort")
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

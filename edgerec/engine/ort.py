@@ -30,7 +30,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError("onnxruntime", "ort") from error
 
-__all__ = ["OrtEngine", "ort"]
+__all__ = ["Graph", "OrtEngine", "ort"]
 
 _reopen_lock = threading.Lock()
 
@@ -45,63 +45,49 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-class OrtEngine:
-    """Runs ``engine.onnx``. See `edgerec.engine.Engine`.
+class Graph:
+    """One graph of a bundle, in a session that all threads share.
 
-    The session is shared by all threads. A session's worker threads do not survive a fork, so a child process gets a session of its
-    own at its first run; open the engine after forking where you can.
+    A session's worker threads do not survive a fork, so a child process gets a session of its own at its first run.
 
     Parameters
     ----------
-    root, manifest : the bundle; the engine file is verified against the manifest before a session is made of it.
-    limits : what the student accepts.
+    root, manifest, file : the bundle and the name of the graph in it; it is verified against the manifest before a session is made of it.
     threads : worker threads of one run; None: the cores this process may use.
     spinning : let idle workers spin.
 
     Raises
     ------
-    BundleError : the engine file is damaged.
-    EngineError : ONNX Runtime refuses it.
+    BundleError : the file is damaged. EngineError : ONNX Runtime refuses it.
     """
 
-    backend = "ort"
-
-    def __init__(self, root: Path, manifest: Manifest, limits: Limits, *, threads: int | None = None, spinning: bool = False) -> None:
-        self.precision = manifest.precision
-        self._root, self._manifest, self._limits = root, manifest, limits
+    def __init__(self, root: Path, manifest: Manifest, file: str, *, threads: int | None = None, spinning: bool = False) -> None:
+        self._root, self._manifest, self._file = root, manifest, file
         self._threads, self._spinning = threads, spinning
         self._pid = os.getpid()
         self._session: ort.InferenceSession | None = self._open()
 
-    def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits, float32 [B]. Raises EngineError."""
-        session = self._current()
-        self._limits.check(batch)
-        if not batch.size:
-            return np.zeros(0, np.float32)
-        inputs: dict[str, NDArray[Any]] = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "token_type_ids": batch.token_type_ids,
-        }
-        if self._limits.buckets:
-            inputs["feature_ids"], inputs["feature_weights"] = batch.feature_ids, batch.feature_weights
+    def run(self, output: str, inputs: dict[str, NDArray[Any]], shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """The output, float32 of a shape in which -1 may be anything. Raises EngineError."""
+        session = self.open_session()
         try:
-            logits = session.run(["logits"], inputs)[0]
+            found = session.run([output], inputs)[0]
         # ONNX Runtime's exceptions share no base class but Exception.
         except Exception as error:
-            raise EngineError(
-                f"onnxruntime failed on a batch of {batch.input_ids.shape[0]} x {batch.input_ids.shape[1]}: {error}"
-            ) from error
-        if not isinstance(logits, np.ndarray) or logits.shape != (batch.size,) or logits.dtype != np.float32:
-            raise EngineError(f"engine.onnx gave {getattr(logits, 'shape', None)} for {batch.size} rows, expected float32 [{batch.size}]")
-        return logits
+            sizes = " x ".join(map(str, next(iter(inputs.values())).shape))
+            raise EngineError(f"onnxruntime failed on a batch of {sizes}: {error}") from error
+        given = tuple(getattr(found, "shape", ()))
+        if len(given) != len(shape) or any(b not in (-1, a) for a, b in zip(given, shape, strict=True)) or found.dtype != np.float32:
+            raise EngineError(f"{self._file} gave {given} for {shape[0]} rows, expected float32 {list(shape)}")
+        result: NDArray[np.float32] = found
+        return result
 
     def close(self) -> None:
         """Release the session; runs in flight finish first."""
         self._session = None
 
-    def _current(self) -> ort.InferenceSession:
+    def open_session(self) -> ort.InferenceSession:
+        """This process's session. Raises EngineError when closed."""
         session = self._session
         if session is not None and self._pid != os.getpid():
             with _reopen_lock:
@@ -116,7 +102,7 @@ class OrtEngine:
         return session
 
     def _open(self) -> ort.InferenceSession:
-        model = read_file(self._root, self._manifest, self._manifest.engine_file)
+        model = read_file(self._root, self._manifest, self._file)
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads or usable_cores()
         options.inter_op_num_threads = 1
@@ -134,6 +120,40 @@ class OrtEngine:
         except Exception as error:
             built_with = self._manifest.fingerprint.get("onnxruntime", "an unknown version")
             raise EngineError(
-                f"{self._root}: onnxruntime {ort.__version__} refuses {self._manifest.engine_file} (built with {built_with}): {error}; "
+                f"{self._root}: onnxruntime {ort.__version__} refuses {self._file} (built with {built_with}): {error}; "
                 "build the bundle again with this version"
             ) from error
+
+
+class OrtEngine:
+    """Runs ``engine.onnx``. See `edgerec.engine.Engine` and `Graph`; open the engine after forking where you can.
+
+    Parameters
+    ----------
+    limits : what the student accepts. The others are `Graph`'s.
+    """
+
+    backend = "ort"
+
+    def __init__(self, root: Path, manifest: Manifest, limits: Limits, *, threads: int | None = None, spinning: bool = False) -> None:
+        self.precision, self._limits = manifest.precision, limits
+        self._graph = Graph(root, manifest, manifest.engine_file, threads=threads, spinning=spinning)
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits, float32 [B]. Raises EngineError."""
+        self._graph.open_session()
+        self._limits.check(batch)
+        if not batch.size:
+            return np.zeros(0, np.float32)
+        inputs: dict[str, NDArray[Any]] = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "token_type_ids": batch.token_type_ids,
+        }
+        if self._limits.buckets:
+            inputs["feature_ids"], inputs["feature_weights"] = batch.feature_ids, batch.feature_weights
+        return self._graph.run("logits", inputs, (batch.size,))
+
+    def close(self) -> None:
+        """Release the session; runs in flight finish first."""
+        self._graph.close()

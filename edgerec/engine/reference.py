@@ -22,7 +22,7 @@ from .probe import read_arrays
 Array = NDArray[np.float64]
 
 _EPSILON = 1e-12
-_MASKED = -1e4
+MASKED = -1e4
 _ERF_STEPS = 256
 _ERF_END = 6
 
@@ -61,8 +61,8 @@ class ReferenceEngine:
         what = f"{root}: {manifest.engine_file}"
         arrays = read_arrays(read_file(root, manifest, manifest.engine_file), what)
         try:
-            self._heads = [heads for heads, _ in _layer_sizes(student)]
-            _check_weights(arrays, student, limits)
+            self._heads = [heads for heads, _ in layer_sizes(student)]
+            check_weights(arrays, _expected(arrays, student, limits), "tower", int(student["hidden"]), limits)
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise BundleError(f"{what} does not hold the student of model.json: {error!r}") from error
         self._weights: dict[str, Array] | None = {name: array.astype(np.float64) for name, array in arrays.items()}
@@ -76,13 +76,7 @@ class ReferenceEngine:
         if not batch.size:
             return np.zeros(0, np.float32)
         state = tower(weights, batch, heads=self._heads)
-        if "tower.pooler.weight" in weights:
-            state = np.tanh(_linear(weights, "tower.pooler", state))
-        if self._limits.buckets:
-            rows = weights["features.embedding.weight"][batch.feature_ids]  # [B, F, D]
-            bag = np.einsum("bf,bfd->bd", batch.feature_weights.astype(np.float64), rows)
-            state = np.concatenate([state, gelu(_linear(weights, "features.hidden", bag))], axis=1)
-        return _linear(weights, "head", state)[:, 0].astype(np.float32)
+        return answer(weights, "tower.pooler", state, batch.feature_ids, batch.feature_weights)
 
     def close(self) -> None:
         """Release the weights; runs in flight finish first."""
@@ -91,31 +85,48 @@ class ReferenceEngine:
 
 def tower(weights: dict[str, Array], batch: Batch, *, heads: Sequence[int]) -> Array:
     """The [CLS] row after the last layer of a post-LN BERT, float64 [B, H]; ``heads`` by layer."""
-    rows, tokens = batch.input_ids.shape
+    tokens = batch.input_ids.shape[1]
     state = (
         weights["tower.word_embeddings.weight"][batch.input_ids]
         + weights["tower.position_embeddings.weight"][:tokens]
         + weights["tower.type_embeddings.weight"][batch.token_type_ids]
     )
-    state = _norm(weights, "tower.embedding_norm", state)  # [B, T, H]
-    mask = (1.0 - batch.attention_mask[:, None, None, :]) * _MASKED
-
-    def by_head(value: Array, heads: int) -> Array:
-        return value.reshape(rows, value.shape[1], heads, -1).transpose(0, 2, 1, 3)  # [B, A, T, S]
-
+    state = norm(weights, "tower.embedding_norm", state)  # [B, T, H]
+    mask: Array = (1.0 - batch.attention_mask[:, None, None, :].astype(np.float64)) * MASKED
     for index, count in enumerate(heads):
         layer = f"tower.layers.{index}"
         # Nothing reads the other rows of the last layer.
         asking = state[:, :1] if index == len(heads) - 1 else state
-        query, key, value = (
-            by_head(_linear(weights, f"{layer}.{name}", x), count) for name, x in (("query", asking), ("key", state), ("value", state))
-        )
-        scores = query @ key.swapaxes(2, 3) / math.sqrt(query.shape[-1]) + mask
-        context = (_softmax(scores) @ value).transpose(0, 2, 1, 3).reshape(*asking.shape[:2], -1)
-        asking = _norm(weights, f"{layer}.attention_norm", _linear(weights, f"{layer}.attention_output", context) + asking)
-        inner = gelu(_linear(weights, f"{layer}.intermediate", asking))
-        state = _norm(weights, f"{layer}.output_norm", _linear(weights, f"{layer}.output", inner) + asking)
+        key, value = (linear(weights, f"{layer}.{name}", state) for name in ("key", "value"))
+        state = attend(weights, layer, asking, key, value, mask, count)
     return state[:, 0]
+
+
+def attend(weights: dict[str, Array], layer: str, asking: Array, key: Array, value: Array, mask: Array, heads: int) -> Array:
+    """One layer: rows [B, R, H] look at keys and values [B, T, A * S] under an additive mask [B, 1, 1, T] -> [B, R, H]."""
+
+    def by_head(x: Array) -> Array:
+        return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)  # [B, A, T, S]
+
+    query, keys, values = by_head(linear(weights, f"{layer}.query", asking)), by_head(key), by_head(value)
+    scores = query @ keys.swapaxes(2, 3) / math.sqrt(query.shape[-1]) + mask
+    context = (_softmax(scores) @ values).transpose(0, 2, 1, 3).reshape(*asking.shape[:2], -1)
+    asking = norm(weights, f"{layer}.attention_norm", linear(weights, f"{layer}.attention_output", context) + asking)
+    inner = gelu(linear(weights, f"{layer}.intermediate", asking))
+    return norm(weights, f"{layer}.output_norm", linear(weights, f"{layer}.output", inner) + asking)
+
+
+def answer(
+    weights: dict[str, Array], pooler: str, state: Array, feature_ids: NDArray[np.int32], feature_weights: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Logits, float32 [B], from the [CLS] rows [B, H]: the pooler and the features, where the student has them, and the head."""
+    if f"{pooler}.weight" in weights:
+        state = np.tanh(linear(weights, pooler, state))
+    if "features.hidden.weight" in weights:
+        rows = weights["features.embedding.weight"][feature_ids]  # [B, F, D]
+        bag = np.einsum("bf,bfd->bd", feature_weights.astype(np.float64), rows)
+        state = np.concatenate([state, gelu(linear(weights, "features.hidden", bag))], axis=1)
+    return linear(weights, "head", state)[:, 0].astype(np.float32)
 
 
 def gelu(x: Array) -> Array:
@@ -141,13 +152,13 @@ def erf(x: Array) -> Array:
     return signed
 
 
-def _linear(weights: dict[str, Array], name: str, x: Array) -> Array:
+def linear(weights: dict[str, Array], name: str, x: Array) -> Array:
     """Torch's layout: weight [out, in]."""
     product: Array = x @ weights[f"{name}.weight"].T
     return product + weights[f"{name}.bias"]
 
 
-def _norm(weights: dict[str, Array], name: str, x: Array) -> Array:
+def norm(weights: dict[str, Array], name: str, x: Array) -> Array:
     centred = x - x.mean(axis=-1, keepdims=True)
     scaled: Array = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + _EPSILON)
     return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
@@ -159,7 +170,7 @@ def _softmax(x: Array) -> Array:
     return powers / total
 
 
-def _layer_sizes(student: Mapping[str, Any]) -> list[tuple[int, int]]:
+def layer_sizes(student: Mapping[str, Any]) -> list[tuple[int, int]]:
     """Heads and FFN columns of each layer; a pruned student lists them. Raises KeyError, TypeError, ValueError."""
     layers = int(student["layers"])
     if not 0 < layers <= 1000:
@@ -174,40 +185,62 @@ def _layer_sizes(student: Mapping[str, Any]) -> list[tuple[int, int]]:
     return sizes
 
 
-def _check_weights(arrays: dict[str, NDArray[np.float32]], student: Mapping[str, Any], limits: Limits) -> None:
-    """Every weight the forward reads is there, float32, with the shape ``model.json`` says. Raises KeyError, ValueError."""
-    hidden, whole = int(student["hidden"]), int(student["heads"])
-    if hidden % whole:
-        raise ValueError(f"{hidden} hidden units in {whole} heads")
-    vector = (hidden,)
-    expected: dict[str, tuple[int, ...]] = {
-        "tower.word_embeddings.weight": (limits.vocab, hidden),
-        "tower.type_embeddings.weight": (limits.types, hidden),
-        "tower.embedding_norm.weight": vector,
-        "tower.embedding_norm.bias": vector,
+def layer_shapes(layer: str, hidden: int, width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights of one layer whose heads are ``width`` wide together."""
+    found: dict[str, tuple[int, ...]] = {}
+    maps = {**dict.fromkeys(("query", "key", "value"), (width, hidden)), "attention_output": (hidden, width)}
+    for name, shape in {**maps, "intermediate": (inner, hidden), "output": (hidden, inner)}.items():
+        found |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
+    for name in ("attention_norm", "output_norm"):
+        found |= {f"{layer}.{name}.weight": (hidden,), f"{layer}.{name}.bias": (hidden,)}
+    return found
+
+
+def frame_shapes(
+    arrays: Mapping[str, NDArray[np.float32]], embeddings: str, pooler: str, hidden: int, limits: Limits
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what stands below and above the layers; the parts that are optional where the weights have them. Raises KeyError."""
+    found: dict[str, tuple[int, ...]] = {
+        f"{embeddings}.word_embeddings.weight": (limits.vocab, hidden),
+        f"{embeddings}.type_embeddings.weight": (limits.types, hidden),
+        f"{embeddings}.embedding_norm.weight": (hidden,),
+        f"{embeddings}.embedding_norm.bias": (hidden,),
     }
-    for index, (heads, inner) in enumerate(_layer_sizes(student)):
-        layer, width = f"tower.layers.{index}", heads * (hidden // whole)
-        for name in ("query", "key", "value"):
-            expected |= {f"{layer}.{name}.weight": (width, hidden), f"{layer}.{name}.bias": (width,)}
-        expected |= {f"{layer}.attention_output.weight": (hidden, width), f"{layer}.attention_output.bias": vector}
-        for name in ("attention_norm", "output_norm"):
-            expected |= {f"{layer}.{name}.weight": vector, f"{layer}.{name}.bias": vector}
-        expected |= {f"{layer}.intermediate.weight": (inner, hidden), f"{layer}.intermediate.bias": (inner,)}
-        expected |= {f"{layer}.output.weight": (hidden, inner), f"{layer}.output.bias": vector}
     # Some pretrained towers have no pooler.
-    if "tower.pooler.weight" in arrays:
-        expected |= {"tower.pooler.weight": (hidden, hidden), "tower.pooler.bias": vector}
+    if f"{pooler}.weight" in arrays:
+        found |= {f"{pooler}.weight": (hidden, hidden), f"{pooler}.bias": (hidden,)}
     width = 0
     if limits.buckets:
         feature_width = int(arrays["features.embedding.weight"].shape[-1])
         width = int(arrays["features.hidden.weight"].shape[0])
-        expected["features.embedding.weight"] = (limits.buckets, feature_width)
-        expected |= {"features.hidden.weight": (width, feature_width), "features.hidden.bias": (width,)}
-    expected |= {"head.weight": (1, hidden + width), "head.bias": (1,)}
+        found["features.embedding.weight"] = (limits.buckets, feature_width)
+        found |= {"features.hidden.weight": (width, feature_width), "features.hidden.bias": (width,)}
+    return found | {"head.weight": (1, hidden + width), "head.bias": (1,)}
+
+
+def check_weights(
+    arrays: Mapping[str, NDArray[np.float32]], expected: Mapping[str, tuple[int, ...]], embeddings: str, hidden: int, limits: Limits
+) -> None:
+    """Every weight the forward reads is there, float32, with its shape, and positions are enough. Raises KeyError, ValueError."""
     for name, shape in expected.items():
         if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
             raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}, expected float32 {shape}")
-    positions = arrays["tower.position_embeddings.weight"]
+    positions = arrays[f"{embeddings}.position_embeddings.weight"]
     if positions.dtype != np.float32 or positions.ndim != 2 or positions.shape[0] < limits.tokens or positions.shape[1] != hidden:
-        raise ValueError(f"tower.position_embeddings.weight is {positions.shape}, expected at least ({limits.tokens}, {hidden})")
+        raise ValueError(f"{embeddings}.position_embeddings.weight is {positions.shape}, expected at least ({limits.tokens}, {hidden})")
+
+
+def head_width(student: Mapping[str, Any]) -> int:
+    """Numbers of one head. Raises KeyError, TypeError, ValueError, ZeroDivisionError."""
+    hidden, whole = int(student["hidden"]), int(student["heads"])
+    if hidden % whole:
+        raise ValueError(f"{hidden} hidden units in {whole} heads")
+    return hidden // whole
+
+
+def _expected(arrays: Mapping[str, NDArray[np.float32]], student: Mapping[str, Any], limits: Limits) -> dict[str, tuple[int, ...]]:
+    hidden, size = int(student["hidden"]), head_width(student)
+    found = frame_shapes(arrays, "tower", "tower.pooler", hidden, limits)
+    for index, (heads, inner) in enumerate(layer_sizes(student)):
+        found |= layer_shapes(f"tower.layers.{index}", hidden, heads * size, inner)
+    return found

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from fixtures_export import make_export
+from edgerec.training.export import export_student
+from fixtures_export import BUCKETS, SLOTS, make_export
+from fixtures_mid import write_mid_student
+from fixtures_tiny import write_shop
 
 from edgerec.builder import build_engine
 
@@ -23,17 +28,33 @@ class Case:
     features: bool
     company: float
     activations: str = "token"
+    mid: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, root: Path) -> Path:
         """An export and its bundle; returns the bundle."""
-        export = make_export(root / "export", features=self.features)
-        build_engine(export, root / "bundle", backend=self.backend, precision=self.precision, activations=self.activations)
+        export = self.mid_export(root) if self.mid else make_export(root / "export", features=self.features)
+        gate = {"ndcg_drop": 1.0} if self.mid else {}  # three dev queries, ranked by random weights, tell nothing of nDCG
+        build_engine(export, root / "bundle", backend=self.backend, precision=self.precision, activations=self.activations, gate=gate)
         return root / "bundle"
 
+    def mid_export(self, root: Path) -> Path:
+        """The export of a mid-fusion student."""
+        shop = write_shop(root / "shop")
+        export_student(
+            write_mid_student(root / "student", shop, buckets=BUCKETS, slots=SLOTS, features=self.features, **self.mid),
+            root / "export",
+            data=[shop],
+        )
+        return root / "export"
+
     def __str__(self) -> str:
-        return f"{self.backend}-{self.precision}-{self.activations}-{'features' if self.features else 'plain'}"
+        return (
+            "mid-" if self.mid else ""
+        ) + f"{self.backend}-{self.precision}-{self.activations}-{'features' if self.features else 'plain'}"
 
 
+PER_LAYER: dict[str, Any] = {"query_layers": 1}
+NARROW: dict[str, Any] = {"query_layers": 1, "states": "one", "state_width": 16, "state_precision": "int8"}
 CASES = [
     Case("ort", "fp32", True, 1e-5),
     Case("ort", "fp32", False, 1e-5),
@@ -50,4 +71,10 @@ CASES = [
     Case("native", "int8", False, 0.0),
     Case("reference", "fp32", True, 1e-6),
     Case("reference", "fp32", False, 1e-6),
+    Case("ort", "fp32", True, 1e-4, mid=PER_LAYER),
+    # A number between two int8 steps may be rounded to either when its row has other company.
+    Case("ort", "fp32", False, 0.02, mid=NARROW),
+    Case("ort", "int8", True, 0.02, mid=PER_LAYER),
+    Case("reference", "fp32", True, 1e-5, mid=PER_LAYER),
+    Case("reference", "fp32", False, 0.02, mid=NARROW),
 ]

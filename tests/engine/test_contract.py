@@ -15,7 +15,7 @@ from fixtures_export import MAX_TOKENS, random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgerec.engine import Engine, open_engine
+from edgerec.engine import Engine, Limits, open_engine
 from edgerec.errors import EngineError
 from edgerec.types import Batch
 
@@ -29,6 +29,7 @@ class Served:
     engine: Engine
     vocab: int
     buckets: int
+    tokens: int
 
     def rows(self, count: int, *, seed: int = 0, width: int = MAX_TOKENS) -> Batch:
         return Batch(**random_rows(np.random.default_rng(seed), count, vocab=self.vocab, features=self.case.features, width=width))
@@ -40,7 +41,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model = json.loads((bundle / "model.json").read_text())
     engine = open_engine(bundle, threads=2)
     buckets = model["features"]["buckets"] if model["features"] else 0
-    yield Served(request.param, bundle, engine, model["student"]["vocab"], buckets)
+    yield Served(request.param, bundle, engine, model["student"]["vocab"], buckets, Limits.from_model(model).tokens)
     engine.close()
 
 
@@ -200,7 +201,7 @@ WRONG = {
     "no tokens": lambda b, s: replace(
         b, input_ids=b.input_ids[:, :0], attention_mask=b.attention_mask[:, :0], token_type_ids=b.token_type_ids[:, :0]
     ),
-    "too many tokens": lambda b, s: padded(b, MAX_TOKENS + 1),
+    "too many tokens": lambda b, s: padded(b, s.tokens + 1),
     "int64 features": wrong("feature_ids", lambda a, s: a.astype(np.int64)),
     "float64 weights": wrong("feature_weights", lambda a, s: a.astype(np.float64)),
     "features of other rows": lambda b, s: replace(b, feature_ids=b.feature_ids[:-1], feature_weights=b.feature_weights[:-1]),

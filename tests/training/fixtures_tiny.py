@@ -14,13 +14,19 @@ COLOURS = ("red", "blue", "green", "black")
 THINGS = ("lamp", "chair", "table", "shelf", "sofa")
 
 
-def write_base_model(folder: Path) -> Path:
-    """A 2-layer encoder of width 32 with a pooler, and its tokenizer."""
+def write_base_model(folder: Path, layers: int = 2) -> Path:
+    """An encoder of width 32 with a pooler, and its tokenizer."""
     folder.mkdir()
     vocab = write_tokenizer(folder / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "model_max_length": 64}', encoding="utf-8")
     torch.manual_seed(1)
-    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 64}
+    sizes = {
+        "num_hidden_layers": layers,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    }
     BertModel(BertConfig(vocab_size=vocab, **sizes)).save_pretrained(folder)
     return folder
 

@@ -39,6 +39,10 @@ def test_a_shipped_recipe_loads_by_name_and_survives_json(name: str) -> None:
         ("name = 'x'\n[text]\nmax_tokens = 20", "max_tokens"),
         ("name = 'x'\n[text]\nitem_fields = ['colour']", "item_fields"),
         ("name = 'x'\n[student]\nslots = 0", "slots"),
+        ("name = 'x'\n[student]\ninteraction = 'late'", "interaction"),
+        ("name = 'x'\n[student]\nstates = 'two'", "states"),
+        ("name = 'x'\n[student]\nquery_layers = 0", "query_layers"),
+        ("name = 'x'\n[student]\nstate_precision = 'int4'", "state_precision"),
         ("name = ", "TOML"),
     ],
 )

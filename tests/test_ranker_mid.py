@@ -1,0 +1,153 @@
+"""Ranking with a mid-fusion student: from the catalogue's states or from whole items, the scores are the student's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from edgerec.training.data import load_dataset
+from edgerec.training.student import StudentScorer
+from engine.backends import NARROW, PER_LAYER, Case
+
+from edgerec import Item, Ranker
+from edgerec.builder import build_engine
+from edgerec.catalog import Catalog, build_catalog
+from edgerec.cli import cli
+from edgerec.corpus import read_items
+from edgerec.engine import MidEngine, open_engine
+from edgerec.errors import BundleError
+from edgerec.text import TextEncoder, TextSpec
+
+CLOSE = 0.02  # a number between two int8 steps may be rounded to either
+QUERIES = ("blue sofa", "", "red lamp for a small kids room and a green shelf beside that wall")
+
+
+@dataclass
+class Shop:
+    folder: Path
+    ranker: Ranker
+    scorer: StudentScorer
+    items: list[Item]
+
+    @property
+    def ids(self) -> list[str]:
+        return [item.id for item in self.items]
+
+
+@pytest.fixture(scope="module", params=[("ort", PER_LAYER), ("ort", NARROW), ("reference", NARROW)], ids=["ort", "ort narrow", "reference"])
+def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    folder, (backend, settings) = tmp_path_factory.mktemp("mid"), request.param
+    build_engine(Case("", "", True, 0, mid=settings).mid_export(folder), folder / "bundle", backend=backend)
+    items = [
+        *load_dataset(folder / "shop").items.values(),
+        Item("empty", ""),
+        Item("long", "red wood chair with steel " * 20, brand="acme"),
+    ]
+    build_catalog(items, folder / "bundle", folder / "catalog", threads=1)
+    with Ranker.open(folder / "bundle", catalog=folder / "catalog", threads=2) as ranker:
+        yield Shop(folder, ranker, StudentScorer.load(folder / "student"), items)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_scores_are_those_of_the_trained_student(shop: Shop, query: str) -> None:
+    expected = shop.scorer.score(query, shop.items)
+    np.testing.assert_allclose(shop.ranker.score(query, shop.ids), expected, atol=CLOSE)
+    np.testing.assert_allclose(shop.ranker.score(query, shop.items), expected, atol=CLOSE)
+    assert np.std(expected) > CLOSE
+
+
+def test_ids_and_whole_items_may_be_mixed(shop: Shop) -> None:
+    mixed: list[Any] = [item if i % 3 else item.id for i, item in enumerate(shop.items)]
+    np.testing.assert_allclose(shop.ranker.score("green chair", mixed), shop.ranker.score("green chair", shop.ids), atol=CLOSE)
+
+
+def test_rank_puts_the_best_first_and_lists_the_unknown(shop: Shop) -> None:
+    found = shop.ranker.rank("green chair", [*shop.ids, "nowhere"], top_k=5)
+    scores = shop.ranker.score("green chair", shop.ids)
+    assert list(found.ids) == [shop.ids[i] for i in np.argsort(-scores, kind="stable")[:5]]
+    assert found.skipped == (("nowhere", "unknown id"),)
+    assert shop.ranker.rank("green chair", []).ids == ()
+
+
+def test_many_candidates_come_in_several_batches(shop: Shop) -> None:
+    many = [dataclasses.replace(item, id=f"{item.id}-{n}") for n in range(8) for item in shop.items]
+    expected = np.tile(shop.ranker.score("black table", shop.ids), 8)
+    np.testing.assert_allclose(shop.ranker.score("black table", many), expected, atol=CLOSE)
+
+
+def test_the_catalogue_holds_what_the_engine_makes(shop: Shop) -> None:
+    catalog = Catalog.open(shop.folder / "catalog", verify=True)
+    spec, states = catalog.info.states, catalog.states
+    assert spec is not None
+    assert states is not None
+    assert states.values.nbytes + states.scales.nbytes == spec.token_bytes * int(states.offsets[-1])
+    np.testing.assert_array_equal(np.diff(states.offsets), np.diff(catalog.item_tokens[1]) + 1)
+    model = json.loads((shop.folder / "bundle" / "model.json").read_text())
+    text = TextEncoder(shop.folder / "bundle" / "tokenizer.json", TextSpec.from_json(model["text"]))
+    engine = open_engine(shop.folder / "bundle")
+    assert isinstance(engine, MidEngine)
+    again = engine.encode_ragged(*text.encode_items([text.item_text(item) for item in shop.items]))
+    engine.close()
+    steps = 1 if spec.precision == "int8" else 1e-4
+    assert np.abs(again.values.astype(np.float64) - states.values).max() <= steps
+    np.testing.assert_allclose(again.scales, states.scales, rtol=1e-3)
+
+
+def test_chunks_do_not_change_what_is_stored(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgerec import catalog_writer
+
+    done: list[int] = []
+    monkeypatch.setattr(catalog_writer, "_ENCODED_ITEMS", 5)
+    monkeypatch.setattr(catalog_writer, "_COPY_ROWS", 100)
+    build_catalog(shop.items, shop.folder / "bundle", tmp_path / "catalog", progress=done.append)
+    one, other = (Catalog.open(path, verify=True).states for path in (tmp_path / "catalog", shop.folder / "catalog"))
+    assert one is not None
+    assert other is not None
+    assert done == [5, 10, 15, 20, 22]
+    np.testing.assert_array_equal(one.offsets, other.offsets)
+    assert np.abs(one.values.astype(np.float64) - other.values).max() <= 1
+
+
+def test_another_students_catalogue_is_refused(shop: Shop, tmp_path: Path) -> None:
+    info = json.loads((shop.folder / "catalog" / "catalog.json").read_text())
+    for key, value, message in (("content_id", "0" * 64, "content_id"), ("states", None, "item states")):
+        folder = tmp_path / key
+        shutil.copytree(shop.folder / "catalog", folder)
+        (folder / "catalog.json").write_text(json.dumps({**info, key: value}))
+        with pytest.raises(BundleError, match=message):
+            Ranker.open(shop.folder / "bundle", catalog=folder)
+    wider = {**info["states"], "width": info["states"]["width"] + 1}
+    (tmp_path / "states" / "catalog.json").write_text(json.dumps({**info, "states": wider}))
+    with pytest.raises(BundleError, match="are not those of"):
+        Catalog.open(tmp_path / "states")
+
+
+def test_offsets_out_of_place_are_a_damaged_catalogue(shop: Shop) -> None:
+    catalog = Catalog.open(shop.folder / "catalog")
+    assert catalog.states is not None
+    for wrong in (-5, 10**9, int(catalog.states.offsets[4])):
+        offsets = catalog.states.offsets.copy()
+        offsets[3] = wrong
+        catalog.states = dataclasses.replace(catalog.states, offsets=offsets)
+        with Ranker.open(shop.folder / "bundle", catalog=catalog) as ranker, pytest.raises(BundleError, match="damaged"):
+            ranker.score("lamp", shop.ids)
+        catalog = Catalog.open(shop.folder / "catalog")
+        assert catalog.states is not None
+
+
+def test_the_command_builds_it_and_says_what_an_item_costs(shop: Shop, tmp_path: Path) -> None:
+    corpus = shop.folder / "shop" / "corpus.jsonl"
+    arguments = ["build-catalog", str(corpus), str(shop.folder / "bundle"), str(tmp_path / "catalog"), "--threads", "1", "--json"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["bytes_per_item"] == round(told["segments"][0]["bytes"] / len(list(read_items(corpus))), 1)
+    assert told["states"]["width"] == shop.scorer.student.shape.state_width  # type: ignore[union-attr]

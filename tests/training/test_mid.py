@@ -1,0 +1,221 @@
+"""The mid-fusion student: it starts as the cross-encoder it comes from, with a mask; items are a function of themselves; it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from edgerec.training.config import LossSettings, StudentSettings
+from edgerec.training.data import load_dataset
+from edgerec.training.distill import distill
+from edgerec.training.mid import MidStudent, as_stored
+from edgerec.training.mid_start import item_sample, mid_from_cross, reduced_rank
+from edgerec.training.pairs import Pairs, TokenTable, judged_pairs
+from edgerec.training.prune import prune
+from edgerec.training.student import MASKED, Student, StudentScorer, student_from_encoder
+from fixtures_tiny import tiny_recipe, write_base_model
+from torch import Tensor
+
+from edgerec.errors import InputError
+from edgerec.features import FeatureEncoder, default_spec
+from edgerec.text import TextEncoder, text_spec_from_tokenizer
+from edgerec.types import Item
+
+DISTILL = LossSettings(bce=0.3, mse=0.5, margin_mse=0.5)
+MID = StudentSettings(interaction="mid", query_layers=2, buckets=256, slots=8, feature_dim=4, feature_hidden=4)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of four layers."""
+    return write_base_model(tmp_path_factory.mktemp("deep") / "bert", layers=4)
+
+
+@pytest.fixture(scope="module")
+def text(deep: Path) -> TextEncoder:
+    path = deep / "tokenizer.json"
+    return TextEncoder(path, text_spec_from_tokenizer(path, max_tokens=32, max_query_tokens=12, item_fields=["title"]))
+
+
+@pytest.fixture(scope="module")
+def cross(deep: Path) -> Student:
+    torch.manual_seed(3)
+    student = student_from_encoder(deep, buckets=256, feature_dim=4, feature_hidden=4)
+    for name, parameter in student.named_parameters():  # a new encoder hardly looks at anything, and its biases are zero
+        torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.2)
+    return student.eval()
+
+
+@pytest.fixture(scope="module")
+def pairs(shop: Path) -> Pairs:
+    return judged_pairs([load_dataset(shop)], "train")
+
+
+def mid_scorer(cross: Student, text: TextEncoder, pairs: Pairs, settings: StudentSettings) -> StudentScorer:
+    student = mid_from_cross(cross, text.spec, settings, item_sample(pairs, text, seed=0))
+    return StudentScorer(student, text, FeatureEncoder(default_spec(buckets=256, slots=8)))
+
+
+def masked_cross(scorer: StudentScorer, cross: Student, query: str, item: Item, lower: int) -> float:
+    """The cross student itself: item rows never see the query, query rows see the item from layer `lower` on."""
+    spec, tower = scorer.text.spec, cross.tower
+    head = [*spec.prefix, *scorer.text.encode_query(query), *spec.middle]
+    tail = [*scorer.text.encode_items([scorer.text.item_text(item)])[0], *spec.suffix]
+    start = len(spec.prefix) + spec.max_query_tokens + len(spec.middle)
+    ids = torch.tensor([[*head, *tail]])
+    positions = torch.tensor([*range(len(head)), *range(start, start + len(tail))])
+    types = torch.tensor([spec.query_type] * len(head) + [spec.item_type] * len(tail))
+    x: Tensor = tower.embedding_norm(tower.word_embeddings(ids) + tower.position_embeddings(positions) + tower.type_embeddings(types))
+    for number, layer in enumerate(tower.layers):
+        mask = torch.zeros(1, 1, len(positions), len(positions))
+        mask[:, :, len(head) :, : len(head)] = MASKED
+        if number < lower:
+            mask[:, :, : len(head), len(head) :] = MASKED
+        x = layer(x, mask, first_row_only=False)
+    assert tower.pooler is not None
+    pooled = torch.tanh(tower.pooler(x[:, 0]))
+    assert scorer.features is not None
+    ids_and_weights = scorer.features.encode_rows(scorer.features.encode_query(query), scorer.features.encode_items([item]), np.array([0]))
+    assert cross.features is not None
+    hashed = cross.features(*(torch.from_numpy(part) for part in ids_and_weights))
+    return float(cross.head(torch.cat([pooled, hashed], dim=1)))
+
+
+@pytest.mark.parametrize("lower", [1, 2, 3])
+@torch.no_grad()
+def test_per_layer_states_of_full_width_are_the_cross_encoder_with_a_mask(
+    cross: Student, text: TextEncoder, pairs: Pairs, lower: int
+) -> None:
+    scorer = mid_scorer(cross, text, pairs, replace(MID, query_layers=lower))
+    items = list(pairs.items)
+    for query in ("blue sofa", "", "red red red red lamp of a shelf, the chair of that table and a sofa in black"):
+        expected = [masked_cross(scorer, cross, query, item, lower) for item in items]
+        np.testing.assert_allclose(scorer.score(query, items), expected, atol=1e-5)
+        assert np.std(expected) > 1e-3
+
+
+@torch.no_grad()
+def test_one_state_of_a_height_that_one_layer_reads_needs_no_fit(cross: Student, text: TextEncoder, pairs: Pairs) -> None:
+    one, each = (mid_scorer(cross, text, pairs, replace(MID, query_layers=3, states=states)) for states in ("one", "per_layer"))
+    np.testing.assert_array_equal(one.score("blue sofa", pairs.items), each.score("blue sofa", pairs.items))
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "per layer": {},
+    "per layer, narrow": {"state_width": 16, "state_precision": "int8"},
+    "a shallow item encoder": {"item_layers": 1},
+    "one, full width": {"states": "one"},
+    "one, narrow, int8": {"states": "one", "state_width": 8, "state_precision": "int8", "query_layers": 1},
+    "one, of all layers, fp16": {"states": "one", "item_layers": 4, "state_precision": "fp16"},
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@torch.no_grad()
+def test_a_score_does_not_depend_on_the_other_pairs(cross: Student, text: TextEncoder, pairs: Pairs, name: str) -> None:
+    scorer = mid_scorer(cross, text, pairs, replace(MID, **SHAPES[name]))
+    together = scorer.score_pairs(pairs)
+    places = np.random.default_rng(0).permutation(len(pairs))[:12]
+    alone = [float(scorer.score(pairs.query_texts[pairs.query[i]], [pairs.items[pairs.item[i]]])[0]) for i in places]
+    np.testing.assert_allclose(together[places], alone, atol=1e-5)
+    np.testing.assert_allclose(scorer.score_pairs(pairs, places), alone, atol=1e-5)
+    assert np.isfinite(together).all()
+
+
+@torch.no_grad()
+def test_the_fit_of_narrow_states_comes_close_and_closer_with_width(cross: Student, text: TextEncoder, pairs: Pairs) -> None:
+    whole = mid_scorer(cross, text, pairs, replace(MID, query_layers=3)).score_pairs(pairs)
+    gaps = [
+        float(np.abs(mid_scorer(cross, text, pairs, replace(MID, query_layers=3, state_width=width)).score_pairs(pairs) - whole).mean())
+        for width in (4, 12, 31)
+    ]
+    assert gaps[0] > gaps[1] > gaps[2]
+    assert gaps[2] < 0.05 * whole.std()
+
+
+def test_reduced_rank_finds_what_a_linear_map_made() -> None:
+    torch.manual_seed(0)
+    x, hidden = torch.randn(400, 12, dtype=torch.float64) + 3, torch.randn(12, 3, dtype=torch.float64)
+    blocks = [x @ hidden @ torch.randn(3, 5, dtype=torch.float64) * size + 7 for size in (1.0, 100.0)]
+    narrow, maps = reduced_rank(x, blocks, 3)
+    numbers = (x - x.mean(0)) @ narrow
+    for block, (wide, offset) in zip(blocks, maps, strict=True):
+        torch.testing.assert_close(numbers @ wide + offset, block)
+    torch.testing.assert_close(numbers.T @ numbers / len(x), torch.eye(3, dtype=torch.float64))
+
+
+def test_stored_states_are_rounded_and_let_gradients_through() -> None:
+    torch.manual_seed(0)
+    states = (torch.randn(3, 5, 8) * torch.tensor([1.0] * 4 + [100.0] * 4)).requires_grad_()
+    assert as_stored(states, "fp32", 4) is states
+    torch.testing.assert_close(as_stored(states, "fp16", 4), states, rtol=1e-3, atol=0)
+    rounded = as_stored(states, "int8", 4)
+    largest = states.detach().unflatten(2, (2, 4)).abs().amax(3)  # type: ignore[no-untyped-call]
+    assert bool(((rounded - states).abs() <= largest.repeat_interleave(4, 2) / 254 * 1.001).all())
+    assert float((rounded - states).detach().abs().max()) > 0
+    rounded.sum().backward()  # type: ignore[no-untyped-call]
+    assert states.grad is not None
+    assert bool((states.grad == 1).all())
+    assert bool((as_stored(torch.zeros(1, 1, 4), "int8", 4) == 0).all())
+
+
+@pytest.fixture(scope="module")
+def trained(deep: Path, shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from edgerec.training.teacher import train_teacher
+
+    root = tmp_path_factory.mktemp("mid")
+    train_teacher([shop], str(deep), tiny_recipe(), root / "teacher")
+    settings = replace(MID, states="one", state_width=16, state_precision="int8")
+    distill(root / "teacher", [shop], tiny_recipe(loss=DISTILL, student=settings), root / "student")
+    return root / "student"
+
+
+def test_a_mid_student_trains_and_opens_as_it_was(trained: Path, pairs: Pairs) -> None:
+    info = json.loads((trained / "training.json").read_text())
+    assert info["student"]["interaction"] == "mid"
+    assert (info["student"]["state_width"], info["student"]["state_precision"], info["student"]["item_layers"]) == (16, "int8", 3)
+    scorer = StudentScorer.load(trained)
+    assert isinstance(scorer.student, MidStudent)
+    assert dataclasses.asdict(scorer.student.shape) == {**info["student"], "layer_heads": (), "layer_intermediate": ()}
+    assert np.isfinite(scorer.score_pairs(pairs)).all()
+
+
+def test_every_weight_of_a_mid_student_learns(cross: Student, text: TextEncoder, pairs: Pairs) -> None:
+    scorer = mid_scorer(cross, text, pairs, replace(MID, states="one", state_width=16, state_precision="int8"))
+    scorer.forward(TokenTable(pairs, text), scorer.hash(pairs), np.arange(40)).square().sum().backward()  # type: ignore[no-untyped-call]
+    still = [name for name, p in scorer.student.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    # A shift of all keys alike changes no softmax.
+    assert [name for name in still if not name.endswith(".key.bias")] == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"query_layers": 4}, "query_layers"),
+        ({"item_layers": 5}, "item_layers"),
+        ({"state_width": 33}, "state_width"),
+    ],
+)
+def test_a_mid_student_the_encoder_cannot_give_is_refused(
+    cross: Student, text: TextEncoder, pairs: Pairs, wrong: dict[str, int], word: str
+) -> None:
+    with pytest.raises(InputError, match=word):
+        mid_scorer(cross, text, pairs, replace(MID, **wrong))
+
+
+def test_items_need_positions_after_the_longest_query(cross: Student, deep: Path) -> None:
+    spec = text_spec_from_tokenizer(deep / "tokenizer.json", max_tokens=60, max_query_tokens=12, item_fields=["title"])
+    with pytest.raises(InputError, match="positions"):
+        mid_from_cross(cross, spec, MID, [])
+
+
+def test_pruning_refuses_a_mid_student(trained: Path, shop: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(loss=DISTILL)
+    with pytest.raises(InputError, match="mid-fusion"):
+        prune(trained, [shop], replace(recipe, prune=replace(recipe.prune, flops=0.5)), tmp_path / "p")
