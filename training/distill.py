@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from edgerec.errors import InputError
@@ -177,6 +178,17 @@ def finish_student(out: Path, run: Path, scorer: StudentScorer, info: Mapping[st
     return finish(out, run, info, write)
 
 
+def _copy_tokenizer(source: Path, to: Path) -> None:
+    """Packaged encoders pad and truncate in their tokenizer.json; edgerec does both itself."""
+    tokenizer = Tokenizer.from_file(str(source))
+    if tokenizer.padding is None and tokenizer.truncation is None:
+        shutil.copy(source, to)
+        return
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.save(str(to))
+
+
 def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, run: Path, train: Pairs) -> StudentScorer:
     s = recipe.student
     source, tokenizer = teacher if s.init == "teacher" else Path(s.init), run / "tokenizer.json"
@@ -191,7 +203,7 @@ def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, ru
     sizes = {"buckets": s.buckets, "feature_dim": s.feature_dim, "feature_hidden": s.feature_hidden} if s.features else {}
     student = student_from_encoder(source, layers=s.layers, **sizes)
     features = FeatureEncoder(default_spec(buckets=s.buckets, slots=s.slots)) if s.features else None
-    workers.first(lambda: shutil.copy(source / "tokenizer.json", tokenizer))
+    workers.first(lambda: _copy_tokenizer(source / "tokenizer.json", tokenizer))
     if s.init == "teacher":
         spec = TextSpec.from_json(teacher_info["text"])
     else:

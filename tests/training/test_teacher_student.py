@@ -20,6 +20,7 @@ from edgerec.training.export import export_student
 from edgerec.training.student import StudentScorer, student_from_encoder
 from edgerec.training.teacher import Teacher, train_teacher
 from fixtures_tiny import tiny_recipe, write_shop
+from tokenizers import Tokenizer
 
 from edgerec.errors import BundleError, EdgerecError, InputError
 
@@ -180,6 +181,21 @@ def test_the_last_layer_works_on_one_row_only(teacher: Path, tmp_path: Path) -> 
     }
     gelu_rows = [shapes[n.output[0]][1] for n in graph.node if n.op_type == "Gelu"]
     assert gelu_rows == [0, 1]  # 0 is the dynamic length: the first layer computes every row, the last only [CLS]
+
+
+def test_an_encoder_whose_tokenizer_pads_and_cuts_gives_a_student_that_exports(
+    base: str, teacher: Path, shop: Path, tmp_path: Path
+) -> None:
+    packaged = Path(shutil.copytree(base, tmp_path / "packaged"))
+    tokenizer = Tokenizer.from_file(str(packaged / "tokenizer.json"))
+    tokenizer.enable_padding(length=128)
+    tokenizer.enable_truncation(8)
+    tokenizer.save(str(packaged / "tokenizer.json"))
+    distill(teacher, [shop], tiny_recipe(loss=DISTILL, student=StudentSettings(init=str(packaged), features=False)), tmp_path / "s")
+    export_student(tmp_path / "s", tmp_path / "e", data=[shop])
+    written = Tokenizer.from_file(str(tmp_path / "e" / "tokenizer.json"))
+    assert written.padding is None
+    assert written.truncation is None
 
 
 def test_half_precision_graphs_are_strongly_typed_and_near_fp32(student: Path, tmp_path: Path) -> None:
