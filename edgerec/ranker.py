@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -22,7 +23,7 @@ from .features import NO_FEATURES, FeatureEncoder, FeatureSpec, check_golden
 from .manifest import Manifest
 from .ranker_batches import Batcher, Table
 from .ranker_candidates import Candidate, Candidates, sort_out
-from .ranker_deadline import Deadline, runner
+from .ranker_deadline import Deadline, Scored, score_ragged, score_rows, score_states
 from .ranker_lanes import Lanes
 from .ranker_states import StateBatcher
 from .states import StateSpec
@@ -67,11 +68,18 @@ class Ranker:
         self.manifest = manifest
         self.catalog = catalog
         self._text, self._features, self._engine = text, features, engine
-        self._ragged = isinstance(engine, RaggedEngine)
-        self._lanes = Lanes(1 if self._ragged else lanes)
+        # Asked once: whether an object has a protocol's methods takes as long as encoding a query.
+        ragged = isinstance(engine, RaggedEngine)
         self._mid = engine if isinstance(engine, MidEngine) else None
-        self._batcher = Batcher(text.spec, features, lanes=self._lanes.count)
-        self._states = StateBatcher(text.spec, features, lanes=self._lanes.count)
+        self._lanes = Lanes(1 if ragged else lanes)
+        self._batches: Callable[..., Iterator[list[tuple[NDArray[np.int64], Any]]]]
+        self._run: Callable[..., Scored]
+        if ragged:
+            self._batches, self._run = Batcher(text.spec, features).ragged, score_ragged
+        elif self._mid is not None:
+            self._batches, self._run = StateBatcher(text.spec, features, lanes=lanes).waves, score_states
+        else:
+            self._batches, self._run = Batcher(text.spec, features, lanes=lanes).waves, score_rows
 
     @classmethod
     def open(
@@ -228,14 +236,9 @@ class Ranker:
         _check_request(query, user, context)
         query_tokens = self._text.encode_query(query)
         query_features = self._features.encode_query(query, user, context) if self._features else None
-        batches: Callable[..., Iterator[list[tuple[NDArray[np.int64], Any]]]] = self._batcher.waves
-        if self._ragged:
-            batches = self._batcher.ragged
-        elif self._mid is not None:
-            batches = self._states.waves
-        run = runner(self._engine, deadline)
+        run = partial(self._run, self._engine, deadline)
         for table in self._tables(found, deadline):
-            for wave in batches(query_tokens, query_features, table):
+            for wave in self._batches(query_tokens, query_features, table):
                 clock.lap("encode")
                 results = self._lanes.map(run, [batch for _, batch in wave])
                 clock.lap("score")

@@ -1,4 +1,4 @@
-"""The time a request has: what is asked for, and an engine that stops when it is over."""
+"""The time a request has: what is asked for, and what the kinds of engine do when it is over."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .engine import Engine, MidEngine, RaggedEngine
 from .errors import InputError
+from .types import Batch, RaggedBatch, StateBatch
 
 _LATEST = (1 << 63) - 1
 Scored = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -42,21 +43,23 @@ class Deadline:
         return self.ns != 0 and monotonic_ns() >= self.ns
 
 
-def runner(engine: Engine, deadline: Deadline) -> Callable[[Any], Scored]:
-    """What scores a batch: a ragged engine stops between blocks of rows, any other is not begun once the time is over."""
-    if isinstance(engine, RaggedEngine):
+def score_ragged(engine: RaggedEngine, deadline: Deadline, batch: RaggedBatch) -> Scored:
+    """Rows as they are: the engine itself stops between blocks of rows."""
+    done = np.ones(batch.size, np.bool_)
+    return engine.run_ragged(batch, deadline_ns=deadline.ns, done=done), done
 
-        def run_ragged(batch: Any) -> Scored:
-            done = np.ones(batch.size, np.bool_)
-            return engine.run_ragged(batch, deadline_ns=deadline.ns, done=done), done
 
-        return run_ragged
+def score_rows(engine: Engine, deadline: Deadline, batch: Batch) -> Scored:
+    """A batch is scored whole, or not at all once the time is over."""
+    return _whole(engine.run, deadline, batch)
 
-    score: Callable[[Any], NDArray[np.float32]] = engine.run_states if isinstance(engine, MidEngine) else engine.run
 
-    def run(batch: Any) -> Scored:
-        if deadline.over:
-            return np.full(batch.size, np.nan, np.float32), np.zeros(batch.size, np.bool_)
-        return score(batch), np.ones(batch.size, np.bool_)
+def score_states(engine: MidEngine, deadline: Deadline, batch: StateBatch) -> Scored:
+    """The same for rows whose items are states."""
+    return _whole(engine.run_states, deadline, batch)
 
-    return run
+
+def _whole(score: Callable[[Any], NDArray[np.float32]], deadline: Deadline, batch: Batch | StateBatch) -> Scored:
+    if deadline.over:
+        return np.full(batch.size, np.nan, np.float32), np.zeros(batch.size, np.bool_)
+    return score(batch), np.ones(batch.size, np.bool_)

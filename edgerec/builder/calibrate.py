@@ -8,10 +8,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..engine.ort import ort
 from ..errors import BuildError
 from ..types import Batch
-from .parity import split
+from .parity import plain_session, split
 from .quantize import Ranges, product_inputs
 
 _ROWS = 32
@@ -27,12 +26,9 @@ def calibrate(graph: bytes, sample: Batch) -> Ranges:
     names = product_inputs(graph)
     model = onnx.load_model_from_string(graph)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
     found: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = plain_session(model.SerializeToString())
         inputs = [value.name for value in session.get_inputs()]
         for part in split(sample, _ROWS):
             values = session.run(names, {name: getattr(part, name) for name in inputs})

@@ -145,13 +145,10 @@ def fp32_logits(export: Export, tolerance: float) -> Floats:
     ------
     BuildError : the graph fails, or is further than ``tolerance`` from the logits in the calibration sample.
     """
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
     batch = export.calibration.batch
     what = "ranker.onnx with item_encoder.onnx" if export.states else "student.onnx"
     try:
-        run = _exported_mid(export, options) if export.states else _exported_cross(export, options)
+        run = _exported_mid(export) if export.states else _exported_cross(export)
         logits = np.concatenate([run(part) for part in split(batch, _ROWS)])
         run(_longest(batch, export))
     # ONNX Runtime's exceptions share no base class but Exception.
@@ -166,16 +163,22 @@ def fp32_logits(export: Export, tolerance: float) -> Floats:
     return logits
 
 
-def _exported_cross(export: Export, options: ort.SessionOptions) -> Callable[[Batch], Floats]:
-    session = ort.InferenceSession(export.graph, options, providers=["CPUExecutionProvider"])
+def plain_session(graph: bytes) -> ort.InferenceSession:
+    """The graph as it was written: nothing is optimised."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _exported_cross(export: Export) -> Callable[[Batch], Floats]:
+    session = plain_session(export.graph)
     names = [value.name for value in session.get_inputs()]
     return lambda part: np.asarray(session.run(["logits"], {name: getattr(part, name) for name in names})[0], np.float32)
 
 
-def _exported_mid(export: Export, options: ort.SessionOptions) -> Callable[[Batch], Floats]:
-    items, ranker = (
-        ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]) for graph in (export.item_graph, export.graph)
-    )
+def _exported_mid(export: Export) -> Callable[[Batch], Floats]:
+    items, ranker = plain_session(export.item_graph), plain_session(export.graph)
     return MidRunner(
         export.model,
         export.limits,
