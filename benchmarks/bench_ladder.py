@@ -41,6 +41,8 @@ from edgerec.types import Item
 RESULT = Path(__file__).parent / "results" / "ladder.json"
 LAST = 1_000_000
 """``eval_every`` of a run that is looked at once, at its end."""
+INT8 = " int8"
+"""What a row's name ends with when it is the bundle's."""
 RUNGS: dict[str, tuple[str, dict[str, Any]]] = {
     "L6": ("student-l6", {}),
     "L6 without features": ("student-l6", {"features": False}),
@@ -65,7 +67,8 @@ class Ensemble:
     def score(self, query: str, items: list[Item]) -> NDArray[np.float32]:
         """Scores float32 [N]."""
         each = [slope * t.score(query, items) + offset for t, slope, offset in self._members]
-        return np.stack(each).mean(axis=0, dtype=np.float32)
+        mean: NDArray[np.float32] = np.mean(each, axis=0, dtype=np.float32)
+        return mean
 
 
 def main() -> None:
@@ -113,41 +116,38 @@ def main() -> None:
     options.out.write_text(json.dumps(report, indent=1, default=dict) + "\n")
 
 
-INT8 = " int8"
-
-
 def general_student(name: str, options: argparse.Namespace) -> Path:
     """The rung's student, taught on the general data sets."""
-    out = options.work / f"general-{slug(name)}-{options.seed}"
+    out: Path = options.work / f"general-{slug(name)}-{options.seed}"
     if out.exists():
-        return Path(out)
+        return out
     if name == PRUNED:
         whole = general_student("L6", options)
         prune(whole, options.general, last(load_recipe(Path("prune-l6")), options), out, teachers=options.teacher, resume=True)
-        return Path(out)
+        return out
     recipe_name, changes = RUNGS[name]
     recipe = last(load_recipe(Path(recipe_name)), options)
     recipe = replace(recipe, fit=replace(recipe.fit, epochs=min(recipe.fit.epochs, 2), dropout=0.0))
     distill(options.teacher, options.general, replace(recipe, student=replace(recipe.student, **UNJUDGED, **changes)), out, resume=True)
-    return Path(out)
+    return out
 
 
 def shop_teacher(fold: Path, options: argparse.Namespace) -> Path:
     """The first teacher, after it has learnt the fold's shop."""
-    out = options.work / f"teacher-{options.seed}-{fold.name}"
+    out: Path = options.work / f"teacher-{options.seed}-{fold.name}"
     if not out.exists():
         train_teacher([fold], str(options.teacher[0]), last(load_recipe(Path("adapt-teacher")), options), out, resume=True)
-    return Path(out)
+    return out
 
 
 def shop_student(name: str, general: Path, fold: Path, teacher: Path, options: argparse.Namespace) -> Path:
     """The rung's student, after it has learnt the fold's shop."""
-    out = options.work / f"{slug(name)}-{options.seed}-{fold.name}"
+    out: Path = options.work / f"{slug(name)}-{options.seed}-{fold.name}"
     if not out.exists():
         recipe, made = last(load_recipe(Path("adapt-student")), options), StudentScorer.load(general)
         settings = replace(recipe.student, init=str(general), features=made.features is not None)
         distill([teacher, *options.teacher[1:]], [fold], replace(recipe, student=settings), out, resume=True)
-    return Path(out)
+    return out
 
 
 def last(recipe: Recipe, options: argparse.Namespace) -> Recipe:

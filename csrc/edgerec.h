@@ -75,8 +75,7 @@ int edr_isa_supported(int isa);
 /* The fastest supported one. */
 int edr_isa_best(void);
 
-/* "scalar", "avx2", "avx512", "neon", "avx512_vnni", "avx_vnni", "neon_dotprod", "neon_i8mm", "avx512_bf16"; NULL for any
- * other number. */
+/* Its name: the enum's without EDR_ISA_, in lower case ("avx512_vnni"); NULL for any other number. */
 const char *edr_isa_name(int isa);
 
 /* --------------------------------------------------------------------------------------------------- hashing (hash.c)

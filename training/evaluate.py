@@ -168,7 +168,7 @@ class _Judge:
         )
 
     def random_order(self, baseline: Row) -> Row:
-        ndcg = np.array([_expected_ndcg(g, self.k) for g in self.gains])
+        ndcg = np.array([expected_ndcg(g, self.k) for g in self.gains])
         mrr = np.array([_expected_mrr(r, self.k) for r in self.relevant])
         half = [0.5 if 0 < r.sum() < len(r) else math.nan for r in self.relevant]
         pooled = np.concatenate(self.relevant)
@@ -190,7 +190,7 @@ class _Judge:
         return Estimate(float(defined.mean()) if len(defined) else math.nan, low, high, len(defined))
 
 
-def _expected_ndcg(gains: NDArray[np.float64], k: int) -> float:
+def expected_ndcg(gains: NDArray[np.float64], k: int) -> float:
     """nDCG averaged over every order: each rank holds the mean gain."""
     discounts = 1.0 / np.log2(np.arange(2, min(k, len(gains)) + 2))
     ideal = float(np.sort(gains)[::-1][:k] @ discounts)

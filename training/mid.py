@@ -20,16 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from edgerec.errors import InputError
+from edgerec.states import PRECISIONS, SMALLEST
 
 from .pairs import HashedRows, Rows, TokenTable, round_up
 from .student import MASKED, FeatureBag, Layer, Student, StudentShape, tensors
 
 STATES = ("per_layer", "one")
-STATE_PRECISIONS = ("fp32", "fp16", "int8")
 JOINT_ROWS = 32
 """Pairs that one pass through the joint layers takes while training."""
-SMALLEST = 1e-20
-"""A state of zeros has this as its largest number: its scale must not be 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +258,8 @@ def as_stored(states: Tensor, precision: str, width: int) -> Tensor:
 def check_precision(shape: object, state_precision: str) -> None:
     """Raise InputError unless a student of this shape in ``training.json`` can keep its states so; empty is always right."""
     mid = isinstance(shape, Mapping) and "state_precision" in shape
-    if state_precision and (not mid or state_precision not in STATE_PRECISIONS):
-        raise InputError(f"state_precision is {state_precision!r}; expected one of {', '.join(STATE_PRECISIONS)}, for a mid-fusion student")
+    if state_precision and (not mid or state_precision not in PRECISIONS):
+        raise InputError(f"state_precision is {state_precision!r}; expected one of {', '.join(PRECISIONS)}, for a mid-fusion student")
 
 
 def empty_student(shape: Mapping[str, Any], state_precision: str = "") -> Student | MidStudent:

@@ -8,26 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures_export import make_export, random_rows
+from fixtures_export import random_rows
 from numpy.typing import NDArray
 
 from edgerec._native import Encoder
-from edgerec.builder import build_engine
 from edgerec.engine import open_engine
 from edgerec.errors import BundleError, InputError
 from edgerec.segment import SectionFile
 from edgerec.types import Batch
+
+from .native_bundle import PRECISIONS, native_bundle
 
 BATCH = Batch(**random_rows(np.random.default_rng(1), 3, vocab=110, features=True))
 LENGTHS = BATCH.attention_mask.sum(axis=1, dtype=np.int64)
 STARTS = np.arange(BATCH.size, dtype=np.int64) * BATCH.input_ids.shape[1]
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16", "int8"])
+@pytest.fixture(scope="module", params=PRECISIONS)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("damage")
-    build_engine(make_export(root / "export", pooler=True), root / "bundle", backend="native", precision=request.param)
-    return root / "bundle"
+    return native_bundle(tmp_path_factory.mktemp("native"), request.param)
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
