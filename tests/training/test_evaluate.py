@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from edgerec.training.data import load_dataset
-from edgerec.training.evaluate import _expected_mrr, _expected_ndcg, evaluate
+from edgerec.training.evaluate import _expected_mrr, evaluate, expected_ndcg
 from edgerec.training.first_stage import Bm25
 from edgerec.training.judged import judged_lists, relevant_from
 from edgerec.training.latency import first_stage_requests, measure_latency
@@ -59,16 +59,16 @@ def test_no_rerank_is_the_mean_over_shuffles(shop: Path) -> None:
     for judged in judged_lists(dataset, "dev"):
         gains, relevant = metrics.gain(judged.grades, 1), judged.grades >= 2.8
         shuffles = [rng.random(len(gains)) for _ in range(2000)]
-        assert _expected_ndcg(gains, 10) == pytest.approx(np.mean([metrics.ndcg(gains, s, 10) for s in shuffles]), abs=0.02)
+        assert expected_ndcg(gains, 10) == pytest.approx(np.mean([metrics.ndcg(gains, s, 10) for s in shuffles]), abs=0.02)
         assert _expected_mrr(relevant, 3) == pytest.approx(np.mean([metrics.mrr(relevant, s, 3) for s in shuffles]), abs=0.03)
 
 
 def test_no_rerank_by_hand() -> None:
     # Two candidates, one relevant: first or second with equal chance.
-    assert _expected_ndcg(np.array([1.0, 0.0]), 10) == pytest.approx((1 + 1 / math.log2(3)) / 2)
+    assert expected_ndcg(np.array([1.0, 0.0]), 10) == pytest.approx((1 + 1 / math.log2(3)) / 2)
     assert _expected_mrr(np.array([True, False]), 10) == pytest.approx(0.75)
     assert _expected_mrr(np.array([True, False]), 1) == pytest.approx(0.5)
-    assert math.isnan(_expected_ndcg(np.zeros(3), 10))
+    assert math.isnan(expected_ndcg(np.zeros(3), 10))
     assert math.isnan(_expected_mrr(np.zeros(3, bool), 10))
 
 
