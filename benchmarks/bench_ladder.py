@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from edgerec.training.export import export_student
 from edgerec.training.first_stage import Bm25
 from edgerec.training.prune import flops, prune
 from edgerec.training.scorers import Scorer, open_bundle
-from edgerec.training.student import StudentScorer
+from edgerec.training.student import Student, StudentScorer
 from edgerec.training.teacher import Teacher, train_teacher
 from held_out import Outcome, judge, open_folds, random_order, row
 from numpy.typing import NDArray
@@ -43,18 +44,46 @@ LAST = 1_000_000
 """``eval_every`` of a run that is looked at once, at its end."""
 INT8 = " int8"
 """What a row's name ends with when it is the bundle's."""
-RUNGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "L6": ("student-l6", {}),
-    "L6 without features": ("student-l6", {"features": False}),
-    "L3": ("student-l3", {}),
-    "L3 without features": ("student-l3", {"features": False}),
-    "2 x 128": ("student-l2-128", {}),
-    "2 x 128 without features": ("student-l2-128", {"features": False}),
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """How a student is made.
+
+    Attributes
+    ----------
+    recipe : the shipped one that makes the general student.
+    general, shop : keys of ``[student]`` that differ from the recipes', there and where it learns the shop.
+    like : the rung whose general student it shares.
+    """
+
+    recipe: str
+    general: Mapping[str, Any] = field(default_factory=dict)
+    shop: Mapping[str, Any] = field(default_factory=dict)
+    like: str = ""
+
+
+BARE = {"features": False}
+RUNGS = {
+    "L6": Rung("student-l6"),
+    "L6 without features": Rung("student-l6", BARE),
+    "L6 pruned": Rung("prune-l6"),
+    "L6 with the shop's tokens": Rung("prune-l6", like="L6"),
+    "L3": Rung("student-l3"),
+    "L3 without features": Rung("student-l3", BARE),
+    "L3 without unjudged pairs": Rung("student-l3", shop={"unlabelled_per_query": 0, "span_queries": 0}, like="L3"),
+    "L3 without first-stage pairs": Rung("student-l3", shop={"unlabelled_per_query": 0}, like="L3"),
+    "2 x 128": Rung("student-l2-128"),
+    "2 x 128 without features": Rung("student-l2-128", BARE),
+    "L6 mid": Rung("student-mid-l6"),
+    "L6 mid, four layers alone": Rung("student-mid-l6", {"query_layers": 4}),
+    "L6 mid, 128 numbers a token": Rung("student-mid-l6-128"),
+    "2 x 128 mid": Rung("student-mid-l2-128"),
 }
+"""*L6 pruned* is the L6 student of the general data, with 60 % of its multiplications. *L6 with the shop's tokens* is the shop's L6
+student with the vocabulary of the fold's items and training queries."""
 UNJUDGED = {"unlabelled_per_query": 0, "span_queries": 1000}
 """Of the general students: less than their recipes say, since every pair must be scored by every teacher."""
-PRUNED = "L6 pruned"
-"""The L6 student of the general data, to 60 % of its multiplications."""
 
 
 class Ensemble:
@@ -80,13 +109,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where folds and models are kept")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the folds and of every run")
-    parser.add_argument("--only", action="append", choices=[*RUNGS, PRUNED], help="repeatable")
+    parser.add_argument("--only", action="append", choices=list(RUNGS), help="repeatable")
     parser.add_argument("--general-only", action="store_true", help="stop after the general students")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     machine = describe_machine()
-    names = [name for name in [*RUNGS, PRUNED] if name in (options.only or [*RUNGS, PRUNED])]
-    general = {name: general_student(name, options) for name in names}
+    names = [name for name in RUNGS if name in (options.only or RUNGS)]
+    general = {name: general_student(RUNGS[name].like or name, options) for name in names}
     if options.general_only:
         return
     folds = open_folds(options.data, options.work, options.folds, options.seed)
@@ -121,14 +150,15 @@ def general_student(name: str, options: argparse.Namespace) -> Path:
     out: Path = options.work / f"general-{slug(name)}-{options.seed}"
     if out.exists():
         return out
-    if name == PRUNED:
-        whole = general_student("L6", options)
-        prune(whole, options.general, last(load_recipe(Path("prune-l6")), options), out, teachers=options.teacher, resume=True)
+    rung = RUNGS[name]
+    recipe = last(load_recipe(Path(rung.recipe)), options)
+    if name == "L6 pruned":
+        whole, recipe = general_student("L6", options), replace(recipe, prune=replace(recipe.prune, vocabulary=False))
+        prune(whole, options.general, recipe, out, teachers=options.teacher, resume=True)
         return out
-    recipe_name, changes = RUNGS[name]
-    recipe = last(load_recipe(Path(recipe_name)), options)
     recipe = replace(recipe, fit=replace(recipe.fit, epochs=min(recipe.fit.epochs, 2), dropout=0.0))
-    distill(options.teacher, options.general, replace(recipe, student=replace(recipe.student, **UNJUDGED, **changes)), out, resume=True)
+    recipe = replace(recipe, student=replace(recipe.student, **UNJUDGED, **rung.general))
+    distill(options.teacher, options.general, recipe, out, resume=True)
     return out
 
 
@@ -143,10 +173,16 @@ def shop_teacher(fold: Path, options: argparse.Namespace) -> Path:
 def shop_student(name: str, general: Path, fold: Path, teacher: Path, options: argparse.Namespace) -> Path:
     """The rung's student, after it has learnt the fold's shop."""
     out: Path = options.work / f"{slug(name)}-{options.seed}-{fold.name}"
-    if not out.exists():
-        recipe, made = last(load_recipe(Path("adapt-student")), options), StudentScorer.load(general)
-        settings = replace(recipe.student, init=str(general), features=made.features is not None)
-        distill([teacher, *options.teacher[1:]], [fold], replace(recipe, student=settings), out, resume=True)
+    if out.exists():
+        return out
+    rung = RUNGS[name]
+    if name == "L6 with the shop's tokens":
+        whole, recipe = shop_student("L6", general, fold, teacher, options), last(load_recipe(Path(rung.recipe)), options)
+        prune(whole, [fold], replace(recipe, prune=replace(recipe.prune, flops=1.0)), out)
+        return out
+    recipe, made = last(load_recipe(Path("adapt-student")), options), StudentScorer.load(general)
+    settings = replace(recipe.student, init=str(general), features=made.features is not None, **rung.shop)
+    distill([teacher, *options.teacher[1:]], [fold], replace(recipe, student=settings), out, resume=True)
     return out
 
 
@@ -157,7 +193,7 @@ def last(recipe: Recipe, options: argparse.Namespace) -> Recipe:
 
 def slug(name: str) -> str:
     """A file name."""
-    return name.lower().replace(" ", "-")
+    return name.lower().translate(str.maketrans(" ", "-", ",'"))
 
 
 def judged(folds: list[Path], teachers: list[Path], students: dict[str, list[Path]], options: argparse.Namespace) -> dict[str, Outcome]:
@@ -177,12 +213,12 @@ def judged(folds: list[Path], teachers: list[Path], students: dict[str, list[Pat
 
 
 def int8(student: Path, fold: Path, stack: ExitStack) -> Scorer:
-    """The student as a native int8 bundle, over a catalogue of the shop."""
+    """The student as the int8 bundle of the default backend, over a catalogue of the shop."""
     export, bundle = (student.with_name(f"{student.name}-{what}") for what in ("export", "int8"))
     if not export.exists():
         export_student(student, export, data=[fold])
     if not bundle.exists():
-        build_engine(export, bundle, backend="native", precision="int8")
+        build_engine(export, bundle, precision="int8")
     return stack.enter_context(open_bundle(bundle, load_dataset(fold).items.values())).scorer
 
 
@@ -195,7 +231,9 @@ def ladder_row(name: str, found: dict[str, Outcome], random: float, general: Pat
         one["of_fp32"] = one["ndcg"] / float(np.nanmean(found[name.removesuffix(INT8)].ndcg))
     elif name + INT8 in found and general is not None:
         made = StudentScorer.load(general)
-        one |= {"flops": flops(made.student.shape, 32), "parameters": sum(p.numel() for p in made.student.parameters())}
+        one["parameters"] = sum(p.numel() for p in made.student.parameters())
+        if isinstance(made.student, Student):
+            one["flops"] = flops(made.student.shape, 32)
     return one
 
 

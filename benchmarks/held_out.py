@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from edgerec.training.data import load_dataset
 from edgerec.training.evaluate import expected_ndcg
+from edgerec.training.folder import new_folder, write_qrels
 from edgerec.training.folds import write_folds
 from edgerec.training.judged import judged_lists, relevant_from
 from edgerec.training.scorers import Scorer, score_lists
@@ -36,6 +38,21 @@ def open_folds(data: Path, work: Path, count: int, seed: int) -> list[Path]:
     """The data folders of the folds, written once."""
     folder = work / f"folds-{count}-{seed}"
     return [folder / str(i) for i in range(count)] if folder.exists() else write_folds(data, folder, count=count, seed=seed)
+
+
+def fewer(fold: Path, times: int, seed: int) -> Path:
+    """The fold with one in ``times`` of its training queries, drawn at random, written once beside it."""
+    out = fold.with_name(f"{fold.name}-one-in-{times}")
+    if not out.exists():
+        with new_folder(out) as staging:
+            for path in fold.iterdir():
+                if path.is_file():
+                    shutil.copy(path, staging)
+            qrels = load_dataset(fold).qrels
+            drawn = np.random.default_rng(seed).permutation(list(qrels["train"]))[::times].tolist()
+            chosen = {"train": drawn, "dev": list(qrels["dev"])}
+            write_qrels(staging, {split: [(q, i, g) for q in names for i, g in qrels[split][q].items()] for split, names in chosen.items()})
+    return out
 
 
 def judge(folds: Sequence[Path], scorers: Sequence[Scorer], *, min_judged: int = 2) -> Outcome:

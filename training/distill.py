@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from edgerec.errors import InputError
+from edgerec.errors import EdgerecError, InputError
 from edgerec.features import FeatureEncoder, default_spec
 from edgerec.text import TextEncoder, TextSpec, text_spec_from_tokenizer
 
@@ -25,7 +25,7 @@ from .config import Recipe
 from .data import Dataset
 from .dev import dev_metrics
 from .groups import parameter_groups
-from .loop import Task, fit, open_run, seed_everything, set_dropout
+from .loop import Task, discard_run, fit, open_run, seed_everything, set_dropout
 from .mid_start import item_sample, mid_from_cross
 from .objective import TAUGHT, Answers, loss_terms
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs
@@ -108,7 +108,11 @@ def distill(
         lambda: ensemble_targets(folders, train, datasets, recipe, out.parent, embedder=embedder, progress=progress)
     )
     seed_everything(recipe.seed)
-    scorer = _new_student(folders[0], infos[0], recipe, run, train)
+    try:
+        scorer = _new_student(folders[0], infos[0], recipe, run, train)
+    except EdgerecError:
+        discard_run(run)
+        raise
     made_of: dict[str, Any] = {"teachers": [{k: m.get(k) for k in ("kind", "sha256", "embedder", "scores")} for m in members]}
     if recipe.student.init != "teacher":
         made_of["init"] = weights_sha256(Path(recipe.student.init))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -87,6 +88,11 @@ def open_run(out: Path, *, resume: bool) -> Path:
 
     workers.first(make)
     return run
+
+
+def discard_run(run: Path) -> None:
+    """Remove a run folder, unless it holds a checkpoint: of a run that cannot begin."""
+    workers.first(lambda: None if (run / "checkpoint.pt").exists() else shutil.rmtree(run))
 
 
 def fit(
@@ -245,8 +251,12 @@ class _Checkpoint:
 
 def _save_atomically(value: Any, path: Path) -> None:
     staging = path.with_name(path.name + ".partial")
-    with open(staging, "wb") as f:
-        torch.save(value, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(staging, path)
+    try:
+        with open(staging, "wb") as f:
+            torch.save(value, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(staging, path)
+    except (OSError, RuntimeError) as e:  # torch wraps a failed write
+        staging.unlink(missing_ok=True)
+        raise EdgerecError(f"{path} cannot be written ({e}); the one before is kept: make room on the disk and go on with --resume") from e

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +101,41 @@ def test_a_checkpoint_of_another_recipe_is_refused(base: str, shop: Path, tmp_pa
     loop._save_atomically({"identity": "another"}, run / "checkpoint.pt")
     with pytest.raises(InputError, match="another recipe"):
         train_teacher([shop], base, tiny_recipe(), out, resume=True)
+
+
+def test_a_process_killed_at_any_step_loses_nothing(base: str, shop: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(fit=replace(tiny_recipe().fit, epochs=40, max_steps=80, eval_every=1))
+    code = (
+        "import sys; from pathlib import Path; from edgerec.training.config import recipe_from_json; import json\n"
+        "from edgerec.training.teacher import train_teacher\n"
+        "base, shop, recipe, out = sys.argv[1:]\n"
+        "train_teacher([Path(shop)], base, recipe_from_json(json.loads(recipe), 'test'), Path(out))"
+    )
+    arguments = [base, str(shop), json.dumps(recipe.to_json()), str(tmp_path / "killed")]
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not (tmp_path / "killed.run" / "checkpoint.pt").exists():
+            with suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"it ended by itself: {process.wait(0.02)}")
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists()
+    train_teacher([shop], base, recipe, tmp_path / "killed", resume=True)
+    train_teacher([shop], base, recipe, tmp_path / "whole")
+    ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    loop._save_atomically({"step": 1}, tmp_path / "checkpoint.pt")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(EdgerecError, match="make room"):
+            loop._save_atomically({"step": 2, "weights": torch.ones(100_000)}, tmp_path / "checkpoint.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True) == {"step": 1}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(base: str, shop: Path, tmp_path: Path) -> None:
@@ -232,7 +272,7 @@ def test_a_student_learns_on_from_a_student(teacher: Path, student: Path, shop: 
 def test_an_impossible_student_is_an_input_error(teacher: Path, shop: Path, tmp_path: Path, settings: StudentSettings) -> None:
     with pytest.raises(InputError):
         distill(teacher, [shop], tiny_recipe(loss=DISTILL, student=settings), tmp_path / "s")
-    assert not (tmp_path / "s").exists()
+    assert not list(tmp_path.glob("s*"))
 
 
 def test_wrong_folders_and_losses_are_refused(teacher: Path, student: Path, shop: Path, base: str, tmp_path: Path) -> None:
