@@ -1,6 +1,6 @@
 """edgerec: rankers that run inside the search server.
 
-``import edgerec`` loads NumPy and nothing heavier: `Ranker` and `Catalog` are imported when they are first used.
+``import edgerec`` loads NumPy and nothing heavier: `Ranker`, `Cascade` and `Catalog` are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from .types import Item, RankedList, UserProfile
 if TYPE_CHECKING:
     from .catalog import Catalog
     from .ranker import Ranker
+    from .ranker_cascade import Cascade
 
 __version__ = "0.1.0"
 __all__ = [
     "BuildError",
     "BundleError",
+    "Cascade",
     "Catalog",
     "EdgerecError",
     "EngineError",
@@ -36,6 +38,10 @@ def __getattr__(name: str) -> Any:
         from .ranker import Ranker
 
         return Ranker
+    if name == "Cascade":
+        from .ranker_cascade import Cascade
+
+        return Cascade
     if name == "Catalog":
         from .catalog import Catalog
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -104,6 +106,10 @@ def build_catalog(corpus: Path, bundle: Path, catalog: Path, threads: int | None
 @click.option("--top-k", default=10, show_default=True, type=click.IntRange(min=1), help="How many to return.")
 @click.option("--user", help='What is known of the searcher, e.g. {"brands": {"acme": 0.8}}.')
 @click.option("--context", multiple=True, metavar="KEY=VALUE", help="A context field; may be repeated.")
+@click.option("--deadline-ms", type=click.FloatRange(min=0), help="Score nothing more after so many milliseconds.  [default: no limit]")
+@click.option("--second", type=EXISTING_FOLDER, metavar="BUNDLE", help="A second student, which scores the best again.")
+@click.option("--second-n", default=100, show_default=True, type=click.IntRange(min=1), help="How many the second student scores.")
+@click.option("--second-catalog", type=EXISTING_FOLDER, help="The second student's catalogue.  [default: that of --catalog]")
 @threads
 @as_json
 def rank(
@@ -114,6 +120,10 @@ def rank(
     top_k: int,
     user: str | None,
     context: tuple[str, ...],
+    deadline_ms: float | None,
+    second: Path | None,
+    second_n: int,
+    second_catalog: Path | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -125,7 +135,10 @@ def rank(
     """
     from .catalog import Catalog
     from .ranker import Ranker
+    from .ranker_cascade import Cascade
 
+    if second_catalog is not None and second is None:
+        raise click.UsageError("--second-catalog is of --second, which is not given")
     if candidates is not None:
         listed = _read_candidates(candidates)
     elif catalog is not None:
@@ -133,12 +146,18 @@ def rank(
     else:
         raise click.UsageError("give --catalog, or --candidates with whole items, or both")
     profile, fields = _read_user(user), _read_context(context)
-    with Ranker.open(bundle, catalog=catalog, threads=threads) as ranker:
-        result = ranker.rank(query, listed, top_k=top_k, user=profile, context=fields)
+    with ExitStack() as opened:
+        first = opened.enter_context(Ranker.open(bundle, catalog=catalog, threads=threads))
+        ranker: Ranker | Cascade = first
+        if second is not None:
+            again = opened.enter_context(Ranker.open(second, catalog=second_catalog or catalog, threads=threads))
+            ranker = Cascade(first, again, n=second_n)
+        result = ranker.rank(query, listed, top_k=top_k, user=profile, context=fields, deadline_ms=deadline_ms)
+    scores = [None if math.isnan(score) else score for score in result.scores.tolist()]  # no score: there was no time
     if as_json:
         show(
             {
-                "results": [{"id": i, "score": float(s)} for i, s in zip(result.ids, result.scores.tolist(), strict=True)],
+                "results": [{"id": i, "score": s} for i, s in zip(result.ids, scores, strict=True)],
                 "skipped": [{"id": i, "reason": why} for i, why in result.skipped],
                 "degraded": result.degraded,
                 "reason": result.reason,
@@ -148,10 +167,12 @@ def rank(
             as_json=True,
         )
         return
-    for place, (item_id, score) in enumerate(zip(result.ids, result.scores.tolist(), strict=True), 1):
-        click.echo(f"{place:>3}  {score:>9.4f}  {item_id}")
+    for place, (item_id, score) in enumerate(zip(result.ids, scores, strict=True), 1):
+        click.echo(f"{place:>3}  {'-' if score is None else f'{score:.4f}':>9}  {item_id}")
     for item_id, why in result.skipped:
         click.echo(f"skipped {item_id}: {why}", err=True)
+    if result.degraded:
+        click.echo(f"degraded: {result.reason}", err=True)
 
 
 @click.command()

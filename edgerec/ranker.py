@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -14,16 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .bundle import read_file, read_json, read_manifest, verify_bundle
+from .bundle import content_id, read_file, read_json, read_manifest, verify_bundle
 from .catalog import Catalog
-from .engine import Engine, MidEngine, RaggedEngine, open_engine
+from .engine import Engine, MidEngine, QueryEngine, RaggedEngine, open_engine
 from .engine.machine import usable_cores
 from .errors import BundleError, InputError
 from .features import NO_FEATURES, FeatureEncoder, FeatureSpec, check_golden
 from .manifest import Manifest
 from .ranker_batches import Batcher, Table
-from .ranker_candidates import Candidate, Candidates, sort_out
+from .ranker_candidates import Candidate, Candidates, at_least_one, sort_out
 from .ranker_deadline import Deadline, Scored, score_ragged, score_rows, score_states
+from .ranker_inline import INLINE_CACHE_BYTES, InlineStates
 from .ranker_lanes import Lanes
 from .ranker_states import StateBatcher
 from .states import StateSpec
@@ -31,7 +31,7 @@ from .text import TextEncoder, TextSpec
 from .types import RankedList, UserProfile
 
 
-class _Clock:
+class Clock:
     """Microseconds by stage; `lap` books the time since the last lap."""
 
     __slots__ = ("_last", "_start", "us")
@@ -64,20 +64,26 @@ class Ranker:
         engine: Engine,
         catalog: Catalog | None,
         lanes: int = 1,
+        inline_cache_bytes: int = INLINE_CACHE_BYTES,
     ) -> None:
         self.manifest = manifest
         self.catalog = catalog
         self._text, self._features, self._engine = text, features, engine
         # Asked once: whether an object has a protocol's methods takes as long as encoding a query.
         ragged = isinstance(engine, RaggedEngine)
-        self._mid = engine if isinstance(engine, MidEngine) else None
         self._lanes = Lanes(1 if ragged else lanes)
+        self._inline: InlineStates | None = None
+        if isinstance(engine, MidEngine):
+            self._inline = InlineStates(engine, self._lanes, limit_bytes=inline_cache_bytes, together=ragged)
+        self._ask: Callable[[NDArray[np.int32]], Any] = _as_it_is
         self._batches: Callable[..., Iterator[list[tuple[NDArray[np.int64], Any]]]]
         self._run: Callable[..., Scored]
         if ragged:
             self._batches, self._run = Batcher(text.spec, features).ragged, score_ragged
-        elif self._mid is not None:
-            self._batches, self._run = StateBatcher(text.spec, features, lanes=lanes).waves, score_states
+        elif self._inline is not None:
+            ask = engine.encode_queries if isinstance(engine, QueryEngine) else None
+            states = StateBatcher(text.spec, features, lanes=lanes, ask=ask)
+            self._ask, self._batches, self._run = states.query, states.waves, score_states
         else:
             self._batches, self._run = Batcher(text.spec, features, lanes=lanes).waves, score_rows
 
@@ -89,6 +95,7 @@ class Ranker:
         catalog: str | os.PathLike[str] | Catalog | None = None,
         threads: int | None = None,
         verify: bool = True,
+        inline_cache_bytes: int = INLINE_CACHE_BYTES,
     ) -> Ranker:
         """Open a bundle, and the catalogue that was built for it.
 
@@ -98,9 +105,12 @@ class Ranker:
         catalog : a catalogue folder, or one already open; without it every candidate must be a whole item.
         threads : that work on one request; None: the cores this process may use. A server that ranks many queries at once wants 1.
         verify : check the SHA-256 of every file of the bundle first.
+        inline_cache_bytes : for a mid-fusion student: the most that the states of items given whole may take, so that an item that comes
+            again is not encoded again; the least recently used go first. 0: none are kept.
 
         Raises
         ------
+        InputError : a wrong argument.
         BundleError : the bundle or the catalogue is damaged, or the catalogue belongs to another bundle (both ids are named).
         FeatureError : the golden feature vectors of the model do not reproduce here.
         EngineError : the engine cannot be loaded on this machine.
@@ -118,21 +128,25 @@ class Ranker:
             check_golden(feature_spec)
             features = FeatureEncoder(feature_spec)
         opened = catalog if isinstance(catalog, Catalog) or catalog is None else Catalog.open(catalog)
-        if opened is not None and opened.info.content_id != manifest.content_id:
+        tokenizer, states = read_file(root, manifest, "tokenizer.json"), StateSpec.from_model(model, f"{root}: model.json")
+        needed = manifest.content_id
+        if opened is not None and opened.info.states and states is None:  # a mid-fusion student's has all a cross student reads, and more
+            needed = content_id(tokenizer, spec, model["text"], opened.info.states.to_json())
+        if opened is not None and opened.info.content_id != needed:
             raise BundleError(
                 f"the catalogue was built for content_id {opened.info.content_id} (model {opened.info.model_version}), but {root} has "
                 f"content_id {manifest.content_id} (model {manifest.model_version}); run `edgerec build-catalog` with this bundle"
             )
-        if opened is not None and opened.info.states != StateSpec.from_model(model, f"{root}: model.json"):
+        if opened is not None and states is not None and opened.info.states != states:
             raise BundleError(f"the catalogue keeps the item states {opened.info.states}, not those of {root}; build it again")
         if opened is not None and opened.info.fields != (features.item_fields if features else ()):
             raise BundleError(f"the catalogue has columns for the fields {opened.info.fields}, not for those of {root}; build it again")
-        read_file(root, manifest, "tokenizer.json")  # for its hash, also without verify: the next line parses the file
         encoder = TextEncoder(root / "tokenizer.json", text_spec)
         if manifest.backend != "ort":
-            return cls(manifest, encoder, features, open_engine(root, threads=threads), opened)
+            return cls(manifest, encoder, features, open_engine(root, threads=threads), opened, inline_cache_bytes=inline_cache_bytes)
         # Several batches at once on one thread each: ONNX Runtime's own threads wait for each other at every operator.
-        return cls(manifest, encoder, features, open_engine(root, threads=1), opened, lanes=threads or usable_cores())
+        engine, lanes = open_engine(root, threads=1), threads or usable_cores()
+        return cls(manifest, encoder, features, engine, opened, lanes, inline_cache_bytes)
 
     def rank(
         self,
@@ -161,13 +175,8 @@ class Ranker:
         InputError : an argument of another type or value, or an id without a catalogue.
         EngineError : the engine failed, or the ranker is closed.
         """
-        clock, deadline = _Clock(), Deadline.after(deadline_ms)
-        try:
-            wanted = operator.index(top_k)
-        except TypeError as e:
-            raise InputError(f"top_k must be an int, got {type(top_k).__name__}") from e
-        if wanted < 1:
-            raise InputError(f"top_k is {wanted}; expected at least 1")
+        clock, deadline = Clock(), Deadline.after(deadline_ms)
+        wanted = at_least_one("top_k", top_k)
         found = sort_out(candidates, self.catalog)
         clock.lap("lookup")
         top = _core.TopK(min(wanted, len(found.ids)))
@@ -205,12 +214,25 @@ class Ranker:
         An id that came before has the score of its first place. Parameters and errors as in `rank`.
         """
         found = sort_out(candidates, self.catalog)
-        scores = np.full(len(found.ids), np.nan, np.float32)
-        for positions, logits in self._score(query, found, user, context, _Clock(), Deadline()):
-            scores[positions] = logits
+        scores, _ = self.score_found(query, found, user, context, Clock(), Deadline())
         for position, first in found.duplicates.items():
             scores[position] = scores[first]
         return scores
+
+    def score_found(
+        self,
+        query: str,
+        found: Candidates,
+        user: UserProfile | None,
+        context: Mapping[str, str] | None,
+        clock: Clock,
+        deadline: Deadline,
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """For each of the caller's places the score, float32 [N], NaN without one, and whether there was time for it, bool [N]."""
+        scores, done = np.full(len(found.ids), np.nan, np.float32), np.zeros(len(found.ids), np.bool_)
+        for positions, logits in self._score(query, found, user, context, clock, deadline):
+            scores[positions], done[positions] = logits, True
+        return scores, done
 
     def close(self) -> None:
         """Release the engine and its threads; ranking afterwards raises EngineError."""
@@ -229,7 +251,7 @@ class Ranker:
         found: Candidates,
         user: UserProfile | None,
         context: Mapping[str, str] | None,
-        clock: _Clock,
+        clock: Clock,
         deadline: Deadline,
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Encode and score, batch by batch, while there is time: yields places in the caller's list, int64 [B], and logits, float32 [B]."""
@@ -237,8 +259,10 @@ class Ranker:
         query_tokens = self._text.encode_query(query)
         query_features = self._features.encode_query(query, user, context) if self._features else None
         run = partial(self._run, self._engine, deadline)
+        asked = None
         for table in self._tables(found, deadline):
-            for wave in self._batches(query_tokens, query_features, table):
+            asked = self._ask(query_tokens) if asked is None else asked
+            for wave in self._batches(asked, query_features, table):
                 clock.lap("encode")
                 results = self._lanes.map(run, [batch for _, batch in wave])
                 clock.lap("score")
@@ -254,8 +278,16 @@ class Ranker:
         if found.items and not deadline.over:
             tokens, offsets = self._text.encode_items([self._text.item_text(item) for item in found.items])
             features = self._features.encode_items(found.items) if self._features else NO_FEATURES
-            states = self._mid.encode_ragged(tokens, offsets) if self._mid else None
-            yield Table(found.item_positions, np.arange(len(found.items)), tokens, offsets, features, states)
+            if self._inline is None:
+                yield Table(found.item_positions, np.arange(len(found.items)), tokens, offsets, features)
+                return
+            states, done = self._inline.encode(tokens, offsets, deadline)
+            if done.any():
+                yield Table(found.item_positions[done], np.flatnonzero(done), tokens, offsets, features, states)
+
+
+def _as_it_is(query_tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+    return query_tokens
 
 
 def _check_request(query: Any, user: Any, context: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -106,6 +107,17 @@ def sort_out(candidates: Iterable[Candidate], catalog: Catalog | None) -> Candid
         skipped=tuple(sorted(skipped)),
         duplicates=duplicates,
     )
+
+
+def at_least_one(name: str, value: object) -> int:
+    """The argument as an int from 1 on. Raises InputError that names it."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError as e:
+        raise InputError(f"{name} must be an int, got {type(value).__name__}") from e
+    if number < 1:
+        raise InputError(f"{name} is {number}; expected at least 1")
+    return number
 
 
 def _whole_item(candidate: object, position: int) -> Item:

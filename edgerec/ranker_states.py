@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,18 @@ WAVE_ROWS = 2048
 """Rows packed before the engine starts; bounds the memory that copies of states take."""
 
 
+Ask = Callable[[NDArray[np.int32], NDArray[np.int32]], NDArray[Any] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The query's part of every batch of a request: ``ids`` int32 [1, R], ``lengths`` int32 [1], ``queries`` [1, R, H] or None."""
+
+    ids: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    queries: NDArray[Any] | None
+
+
 class StateBatcher:
     """Makes batches of states. Immutable, and safe to share between threads.
 
@@ -28,15 +42,22 @@ class StateBatcher:
     text : the layout of a row.
     features : None for a model without features.
     lanes : batches that the engine runs at once; each gets about as many of them.
+    ask : `edgerec.engine.QueryEngine.encode_queries`, of an engine that has it.
     """
 
-    def __init__(self, text: TextSpec, features: FeatureEncoder | None, *, lanes: int = 1) -> None:
-        self._features, self._lanes = features, lanes
+    def __init__(self, text: TextSpec, features: FeatureEncoder | None, *, lanes: int = 1, ask: Ask | None = None) -> None:
+        self._features, self._lanes, self._ask = features, lanes, ask
         self._prefix, self._middle = (np.array(ids, np.int32) for ids in (text.prefix, text.middle))
         self._longest = text.max_item_tokens + len(text.suffix)
 
+    def query(self, query_tokens: NDArray[np.int32]) -> Asked:
+        """What is computed of the query once a request. Raises EngineError."""
+        ids = np.concatenate([self._prefix, query_tokens, self._middle])[None]
+        lengths = np.array([ids.shape[1]], np.int32)
+        return Asked(ids, lengths, self._ask(ids, lengths) if self._ask is not None else None)
+
     def waves(
-        self, query_tokens: NDArray[np.int32], query_features: QueryFeatures | None, table: Table
+        self, asked: Asked, query_features: QueryFeatures | None, table: Table
     ) -> Iterator[list[tuple[NDArray[np.int64], StateBatch]]]:
         """Yield batches with the positions of their rows, int64 [B], the longest items first.
 
@@ -45,7 +66,6 @@ class StateBatcher:
         BundleError : the arrays of the table contradict each other, as those of a damaged catalogue do.
         """
         assert table.states is not None
-        head = np.concatenate([self._prefix, query_tokens, self._middle])
         lengths = self._lengths(table.states, table.rows)
         order = np.argsort(-lengths, kind="stable")
         rows, lengths = table.rows[order], lengths[order]
@@ -61,14 +81,15 @@ class StateBatcher:
         for number, part in enumerate(cuts):
             values, scales = _gather(table.states, rows[part], int(lengths[part[0]]))
             batch = StateBatch(
-                query_ids=head[None],
-                query_lengths=np.array([len(head)], np.int32),
+                query_ids=asked.ids,
+                query_lengths=asked.lengths,
                 query_index=np.zeros(len(part), np.int32),
                 states=values,
                 scales=scales,
                 item_lengths=lengths[part].astype(np.int32),
                 feature_ids=ids[part],
                 feature_weights=weights[part],
+                queries=asked.queries,
             )
             wave.append((positions[part], batch))
             packed += len(part)

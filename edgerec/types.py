@@ -98,6 +98,7 @@ class StateBatch:
     states, scales : [B, T, G * W] as they are stored, and float32 [B, T, G]; no scales but for int8
     item_lengths : int32 [B]
     feature_ids, feature_weights : int32 and float32 [B, F]; F may be 0
+    queries : what `edgerec.engine.QueryEngine.encode_queries` made of the queries, [Q, R, H]; None: the engine does it itself
     """
 
     query_ids: NDArray[np.int32]
@@ -108,6 +109,7 @@ class StateBatch:
     item_lengths: NDArray[np.int32]
     feature_ids: NDArray[np.int32]
     feature_weights: NDArray[np.float32]
+    queries: NDArray[Any] | None = None
 
     @property
     def size(self) -> int:

@@ -208,7 +208,43 @@ def test_rank_refuses_a_user_it_does_not_understand(served: Path, user: str) -> 
     assert result.stderr.startswith("error: --user")
 
 
-@pytest.mark.parametrize("words", [(), ("--catalog", "catalog", "--context", "device")], ids=["no candidates", "context without ="])
+def test_rank_has_a_deadline_and_says_what_it_cost(served: Path) -> None:
+    words = ("rank", served / "bundle", "--catalog", served / "catalog", "--query", "lamp", "--top-k", 3)
+    late = ok(*words, "--deadline-ms", 0)
+    assert [line.split()[1] for line in late.stdout.splitlines()] == ["-"] * 3
+    assert late.stderr == "degraded: 60 of 60 candidates were not scored within 0 ms\n"
+    told = json.loads(ok(*words, "--deadline-ms", 0, "--json").stdout)
+    assert ([found["score"] for found in told["results"]], told["degraded"]) == ([None] * 3, True)
+    assert ok(*words, "--deadline-ms", 1e9).stdout == ok(*words).stdout
+    assert run(*words, "--deadline-ms", -1).exit_code == 2
+
+
+def test_rank_lets_a_second_student_score_the_best_again(served: Path, tmp_path: Path, shop: Path) -> None:
+    make_export(tmp_path / "export", seed=7)
+    ok("build-engine", tmp_path / "export", tmp_path / "second")
+    common = ("--query", "red lamp", "--top-k", 60, "--json")
+    first, second, both = (
+        json.loads(ok("rank", bundle, "--catalog", served / "catalog", *common, *more).stdout)
+        for bundle, more in (
+            (served / "bundle", ()),
+            (tmp_path / "second", ()),
+            (served / "bundle", ("--second", tmp_path / "second", "--second-n", 10)),
+        )
+    )
+    one, other, found = ([result["id"] for result in told["results"]] for told in (first, second, both))
+    assert found == sorted(one[:10], key=other.index) + one[10:] != one
+    assert both["model_version"] == f"{first['model_version']}+{second['model_version']}"
+    ok("build-catalog", shop / "corpus.jsonl", tmp_path / "second", tmp_path / "catalog")
+    words = ("--second", tmp_path / "second", "--second-n", 10, "--second-catalog", tmp_path / "catalog")
+    again = json.loads(ok("rank", served / "bundle", "--catalog", served / "catalog", *common, *words).stdout)
+    assert again["results"] == both["results"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--catalog", "catalog", "--context", "device"), ("--catalog", "catalog", "--second-catalog", "catalog")],
+    ids=["no candidates", "context without =", "a second catalogue alone"],
+)
 def test_rank_refuses_wrong_options(served: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(served)
     assert run("rank", "bundle", "--query", "lamp", *words).exit_code == 2

@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from edgerec.training.data import load_dataset
 from edgerec.training.student import StudentScorer
 from engine.backends import NARROW, PER_LAYER, Case
+from fixtures_export import make_export
 
-from edgerec import Item, Ranker
+from edgerec import Cascade, Item, Ranker
 from edgerec.builder import build_engine
 from edgerec.catalog import Catalog, build_catalog
 from edgerec.cli import cli
@@ -83,6 +84,41 @@ def test_many_candidates_come_in_several_batches(shop: Shop) -> None:
     np.testing.assert_allclose(shop.ranker.score("black table", many), expected, atol=CLOSE)
 
 
+def test_whole_items_that_come_again_have_the_same_bits_and_are_not_encoded(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, catalog = shop.folder / "bundle", shop.folder / "catalog"
+    with Ranker.open(bundle, catalog=catalog) as kept, Ranker.open(bundle, catalog=catalog, inline_cache_bytes=0) as none:
+        first = kept.score("blue sofa", shop.items[3:9])
+        encoded: list[int] = []
+        encode = type(kept._engine).encode_items  # type: ignore[attr-defined]
+        monkeypatch.setattr(type(kept._engine), "encode_items", lambda *call: (encoded.append(len(call[1])), encode(*call))[1])
+        np.testing.assert_array_equal(kept.score("blue sofa", shop.items[3:9]), first)
+        assert encoded == []
+        for again in (kept.score("red lamp", shop.items), kept.score("red lamp", shop.items)):
+            np.testing.assert_array_equal(again, none.score("red lamp", shop.items))
+        changed = dataclasses.replace(shop.items[4], title=shop.items[4].title + " lamp")
+        assert kept.score("lamp", [changed])[0] == none.score("lamp", [changed])[0] != kept.score("lamp", [shop.items[4]])[0]
+
+
+def test_the_query_is_encoded_once_a_request(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [*shop.ids, *(dataclasses.replace(item, id=f"{item.id}-{n}") for n in range(8) for item in shop.items)]
+    asked: list[tuple[int, ...]] = []
+    ask = shop.ranker._engine._ask  # type: ignore[attr-defined]
+    monkeypatch.setattr(shop.ranker._engine, "_ask", lambda ids, lengths: (asked.append(ids.shape), ask(ids, lengths))[1])
+    shop.ranker.score("black table", many)
+    shop.ranker.rank("", many)
+    assert [queries for queries, _ in asked] == [1, 1]
+    assert len(many) > 2 * 64
+
+
+def test_without_time_whole_items_are_not_encoded(shop: Shop) -> None:
+    with Ranker.open(shop.folder / "bundle") as ranker:
+        found = ranker.rank("red lamp", shop.items, top_k=4, deadline_ms=0)
+        assert (found.ids, found.degraded) == (tuple(shop.ids[:4]), True)
+        assert ranker._inline is not None
+        assert len(ranker._inline.cache) == 0
+        assert not ranker.rank("red lamp", shop.items, deadline_ms=1e9).degraded
+
+
 def test_the_catalogue_holds_what_the_engine_makes(shop: Shop) -> None:
     catalog = Catalog.open(shop.folder / "catalog", verify=True)
     spec, states = catalog.info.states, catalog.states
@@ -128,6 +164,30 @@ def test_another_students_catalogue_is_refused(shop: Shop, tmp_path: Path) -> No
     (tmp_path / "states" / "catalog.json").write_text(json.dumps({**info, "states": wider}))
     with pytest.raises(BundleError, match="are not those of"):
         Catalog.open(tmp_path / "states")
+
+
+def test_its_catalogue_serves_a_cross_student_of_the_same_text_and_features(shop: Shop, tmp_path: Path) -> None:
+    make_export(tmp_path / "export")
+    mid, own = (json.loads((folder / "model.json").read_text()) for folder in (shop.folder / "export", tmp_path / "export"))
+    (tmp_path / "export" / "model.json").write_text(json.dumps({**own, "text": mid["text"], "features": mid["features"]}))
+    (tmp_path / "export" / "tokenizer.json").write_bytes((shop.folder / "export" / "tokenizer.json").read_bytes())
+    build_engine(tmp_path / "export", tmp_path / "bundle", backend="reference")
+    build_catalog(shop.items, tmp_path / "bundle", tmp_path / "catalog")
+    catalog = Catalog.open(shop.folder / "catalog")
+    with Ranker.open(tmp_path / "bundle", catalog=catalog) as cross, Ranker.open(tmp_path / "bundle", catalog=tmp_path / "catalog") as same:
+        np.testing.assert_array_equal(cross.score("red lamp", shop.ids), same.score("red lamp", shop.ids))
+        found = Cascade(shop.ranker, cross, n=6).rank("red lamp", [*shop.ids[:9], *shop.items[9:]], top_k=9)
+        best = shop.ranker.rank("red lamp", [*shop.ids[:9], *shop.items[9:]], top_k=9).ids
+        scores = dict(zip(shop.ids, cross.score("red lamp", shop.items).tolist(), strict=True))
+        assert found.ids == (*sorted(best[:6], key=lambda name: -scores[name]), *best[6:])
+    with pytest.raises(BundleError, match="content_id"):
+        Ranker.open(shop.folder / "bundle", catalog=tmp_path / "catalog")
+    (tmp_path / "export" / "model.json").write_text(
+        json.dumps({**own, "text": {**mid["text"], "max_tokens": 40}, "features": mid["features"]})
+    )
+    build_engine(tmp_path / "export", tmp_path / "other", backend="reference")
+    with pytest.raises(BundleError, match="content_id"):
+        Ranker.open(tmp_path / "other", catalog=catalog)
 
 
 def test_offsets_out_of_place_are_a_damaged_catalogue(shop: Shop) -> None:

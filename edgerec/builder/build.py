@@ -17,7 +17,7 @@ from ..bundle import check_target
 from ..engine import open_engine
 from ..engine.machine import cpu_flags, int8_saturates
 from ..errors import BuildError, BundleError, EngineError
-from ..manifest import ENGINE_FILES, ITEM_ENGINE_FILE
+from ..manifest import ENGINE_FILES, ITEM_ENGINE_FILE, QUERY_ENGINE_FILE
 from .calibrate import calibrate
 from .compile import compile_graph
 from .contract import Export, read_export
@@ -25,6 +25,7 @@ from .native import native_engine
 from .pack import pack, probe
 from .parity import Parity, Tolerance, Tolerances, fp32_logits, measure
 from .quantize import ACTIVATIONS, quantize_int8
+from .split import split_query
 from .weights import reference_engine
 
 SUPPORTED = {"ort": ("fp32", "int8"), "native": ("fp32", "bf16", "int8"), "reference": ("fp32",)}
@@ -163,7 +164,10 @@ def _engine(export: Export, backend: str | None, precision: str, clock: _Clock, 
     if backend == "reference":
         with clock.step("compile"):
             return backend, reason, {ENGINE_FILES[backend]: reference_engine(export)}
-    graphs = {ENGINE_FILES["ort"]: export.graph, **({ITEM_ENGINE_FILE: export.item_graph} if export.states else {})}
+    graphs = {ENGINE_FILES["ort"]: export.graph}
+    if export.states:
+        query, joint = split_query(export.graph)
+        graphs = {ENGINE_FILES["ort"]: joint, ITEM_ENGINE_FILE: export.item_graph, QUERY_ENGINE_FILE: query}
     if precision == "int8":
         if activations == "static" and export.states:
             raise BuildError(f"{export.folder}: static activations are calibrated for cross students only; leave --activations at token")

@@ -74,6 +74,18 @@ class MidEngine(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class QueryEngine(MidEngine, Protocol):
+    """A `MidEngine` whose layers that see the query alone can run once for many batches."""
+
+    def encode_queries(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[Any] | None:
+        """``prefix + query + middle``, int32 [Q, R] and [Q] -> `StateBatch.queries` [Q, R, H], in the backend's own type.
+
+        None where nothing is gained: the backend reads ``query_ids`` itself. Raises EngineError.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a student accepts; checked before every run, because a backend may crash or read out of bounds on more.

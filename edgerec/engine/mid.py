@@ -6,7 +6,7 @@ Shape letters: B rows, U items, Q queries, R query tokens, T tokens, G states of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from . import Limits
 Ints = NDArray[np.int32]
 Encode = Callable[[Ints, Ints], NDArray[np.float32]]
 Rank = Callable[[StateBatch], NDArray[np.float32]]
+Ask = Callable[[Ints, Ints], NDArray[Any]]
 ENCODE_ITEMS = 32
 """Items of one pass of the encoder; they are sorted by length first."""
 
@@ -55,12 +56,14 @@ class MidLayout:
 
 
 class MidRunner:
-    """A `edgerec.engine.MidEngine` made of two functions, which get checked input only.
+    """A `edgerec.engine.QueryEngine` made of two or three functions, which get checked input only.
 
     Parameters
     ----------
     encode : ids int32 [U, T], lengths int32 [U] -> states float32 [U, T, G * W], not rounded.
-    rank : a `StateBatch` of at least one row -> logits float32 [B].
+    rank : a `StateBatch` of at least one row -> logits float32 [B]. Its ``queries`` are there when there is an `ask`.
+    ask : query tokens int32 [Q, R], lengths int32 [Q] -> what the layers that see the query alone make of them, [Q, R, H]; None: `rank`
+        computes it.
     """
 
     def __init__(
@@ -73,12 +76,14 @@ class MidRunner:
         backend: str,
         precision: str,
         close: Callable[[], None],
+        ask: Ask | None = None,
     ) -> None:
         spec = StateSpec.from_model(model)
         assert spec is not None
         self.backend, self.precision = backend, precision
         self._limits, self._layout, self._spec = limits, MidLayout.from_model(model, limits), spec
-        self._encode, self._rank, self._close = encode, rank, close
+        self._hidden = int(model["student"]["hidden"])
+        self._encode, self._rank, self._ask, self._close = encode, rank, ask, close
 
     def encode_items(self, ids: Ints, lengths: Ints) -> tuple[NDArray[Any], NDArray[np.float32]]:
         """See `edgerec.engine.MidEngine`."""
@@ -88,10 +93,19 @@ class MidRunner:
         with np.errstate(over="ignore"):
             return self._spec.store(self._encode(ids, lengths))
 
+    def encode_queries(self, ids: Ints, lengths: Ints) -> NDArray[Any] | None:
+        """See `edgerec.engine.QueryEngine`."""
+        self._check_tokens("query_ids", ids, lengths, self._layout.item_start)
+        return self._ask(ids, lengths) if self._ask is not None and len(ids) else None
+
     def run_states(self, batch: StateBatch) -> NDArray[np.float32]:
         """See `edgerec.engine.MidEngine`."""
         self._check(batch)
-        return self._rank(batch) if batch.size else np.zeros(0, np.float32)
+        if not batch.size:
+            return np.zeros(0, np.float32)
+        if self._ask is not None and batch.queries is None:
+            batch = replace(batch, queries=self._ask(batch.query_ids, batch.query_lengths))
+        return self._rank(batch)
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """See `edgerec.engine.Engine`: the rows come apart at their token types, items are encoded, rounded and scored."""
@@ -131,6 +145,9 @@ class MidRunner:
 
     def _check(self, batch: StateBatch) -> None:
         self._check_tokens("query_ids", batch.query_ids, batch.query_lengths, self._layout.item_start)
+        asked = (*batch.query_ids.shape, self._hidden)
+        if batch.queries is not None and batch.queries.shape != asked:
+            raise EngineError(f"batch: queries is {list(batch.queries.shape)}, expected {list(asked)}: what encode_queries made of them")
         rows, spec = batch.size, self._spec
         index = batch.query_index
         if index.dtype != np.int32 or (rows and not 0 <= int(index.min()) <= int(index.max()) < len(batch.query_ids)):

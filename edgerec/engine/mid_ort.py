@@ -1,4 +1,4 @@
-"""A mid-fusion student on ONNX Runtime: two sessions, ``items.onnx`` and ``engine.onnx``."""
+"""A mid-fusion student on ONNX Runtime: three sessions, ``items.onnx``, ``query.onnx`` and ``engine.onnx``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Manifest
-from ..manifest import ITEM_ENGINE_FILE
+from ..manifest import ITEM_ENGINE_FILE, QUERY_ENGINE_FILE
 from ..types import StateBatch
 from . import Limits
 from .mid import MidRunner
@@ -17,20 +17,24 @@ from .ort import Graph
 
 
 def open_mid_ort(root: Path, manifest: Manifest, model: Any, limits: Limits, *, threads: int | None, spinning: bool) -> MidRunner:
-    """Open the bundle's two graphs. Parameters and errors as of `edgerec.engine.ort.Graph`."""
-    items, ranker = (Graph(root, manifest, file, threads=threads, spinning=spinning) for file in (ITEM_ENGINE_FILE, manifest.engine_file))
+    """Open the bundle's graphs. Parameters and errors as of `edgerec.engine.ort.Graph`."""
+    files = (ITEM_ENGINE_FILE, QUERY_ENGINE_FILE, manifest.engine_file)
+    items, query, ranker = (Graph(root, manifest, file, threads=threads, spinning=spinning) for file in files)
 
     def encode(ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
         return items.run("states", {"item_ids": ids, "item_lengths": lengths}, (*ids.shape, -1))
+
+    def ask(ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
+        return query.run("queries", {"query_ids": ids, "query_lengths": lengths}, (*ids.shape, -1))
 
     def rank(batch: StateBatch) -> NDArray[np.float32]:
         return ranker.run("logits", feeds(batch), (batch.size,))
 
     def close() -> None:
-        items.close()
-        ranker.close()
+        for graph in (items, query, ranker):
+            graph.close()
 
-    return MidRunner(model, limits, encode, rank, backend="ort", precision=manifest.precision, close=close)
+    return MidRunner(model, limits, encode, rank, backend="ort", precision=manifest.precision, close=close, ask=ask)
 
 
 def feeds(batch: StateBatch) -> dict[str, NDArray[Any]]:
@@ -42,6 +46,8 @@ def feeds(batch: StateBatch) -> dict[str, NDArray[Any]]:
         "states": batch.states,
         "item_lengths": batch.item_lengths,
     }
+    if batch.queries is not None:
+        inputs["queries"] = batch.queries
     if batch.scales.shape[2]:
         inputs["state_scales"] = batch.scales
     if batch.feature_ids.shape[1]:

@@ -23,7 +23,7 @@ from .reference import MASKED, Array, answer, attend, check_weights, frame_shape
 
 
 class _Student:
-    """Sizes and weights; `encode` and `rank` are what `MidRunner` asks for."""
+    """Sizes and weights; `encode`, `ask` and `rank` are what `MidRunner` asks for."""
 
     def __init__(self, arrays: dict[str, NDArray[np.float32]], student: Mapping[str, Any], limits: Limits, spec: StateSpec) -> None:
         self.heads = [heads for heads, _ in layer_sizes(student)]
@@ -53,16 +53,23 @@ class _Student:
             found = [linear(weights, f"item.narrow.{place}", state) for place, state in enumerate(found)]
         return np.concatenate(found, axis=2).astype(np.float32)
 
+    def ask(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> Array:
+        """The layers that see the query alone: rows [Q, R, H]."""
+        weights = self._open()
+        x, mask = self._embed(weights, ids, 0, self.types[0]), _padding(lengths, ids.shape[1])
+        for index in range(self.alone):
+            x = self._alone(weights, f"query.layers.{index}", x, mask, self.heads[index])
+        return x
+
     def rank(self, batch: StateBatch) -> NDArray[np.float32]:
-        """Logits, float32 [B]."""
+        """Logits, float32 [B], from ``batch.queries``."""
+        assert batch.queries is not None
         weights, width = self._open(), self.spec.width
         states = batch.states.astype(np.float64).reshape(*batch.states.shape[:2], self.spec.groups, width)
         if self.spec.scales:
             states = states * batch.scales[..., None]
-        x, mask = self._embed(weights, batch.query_ids, 0, self.types[0]), _padding(batch.query_lengths, batch.query_ids.shape[1])
-        for index in range(self.alone):
-            x = self._alone(weights, f"query.layers.{index}", x, mask, self.heads[index])
-        x = x[batch.query_index]  # [B, R, H]
+        mask = _padding(batch.query_lengths, batch.query_ids.shape[1])
+        x = batch.queries[batch.query_index]  # [B, R, H]
         both = np.concatenate([mask[batch.query_index], _padding(batch.item_lengths, states.shape[1])], axis=3)
         for place, read in enumerate(self.reads):
             layer, state = f"query.layers.{self.alone + place}", states[:, :, self.kept.index(read)]
@@ -121,7 +128,16 @@ def open_mid_reference(root: Path, manifest: Manifest, model: Any, limits: Limit
         student = _Student(arrays, model["student"], limits, spec)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise BundleError(f"{what} does not hold the student of model.json: {error!r}") from error
-    return MidRunner(model, limits, student.encode, student.rank, backend="reference", precision=manifest.precision, close=student.close)
+    return MidRunner(
+        model,
+        limits,
+        student.encode,
+        student.rank,
+        backend="reference",
+        precision=manifest.precision,
+        close=student.close,
+        ask=student.ask,
+    )
 
 
 def _padding(lengths: NDArray[np.int32], width: int) -> Array:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from edgerec.builder import build_engine
 from edgerec.bundle import verify_bundle
-from edgerec.engine import Limits, MidEngine, open_engine
+from edgerec.engine import Limits, MidEngine, QueryEngine, open_engine
 from edgerec.engine.mid import MidLayout, _compact
 from edgerec.errors import BuildError, BundleError, EngineError
 from edgerec.states import StateSpec
@@ -86,7 +86,11 @@ def test_one_query_for_many_items_scores_as_whole_rows_do(engines: dict[str, Mid
     np.testing.assert_allclose(found[[2, 9 + 5]], engine.run(batch)[[2, 5]], atol=0.02)
     alone = replace(
         together,
-        **{name: getattr(together, name)[7:8] for name in StateBatch.__dataclass_fields__ if name not in ("query_ids", "query_lengths")},
+        **{
+            name: getattr(together, name)[7:8]
+            for name in StateBatch.__dataclass_fields__
+            if name not in ("query_ids", "query_lengths", "queries")
+        },
     )
     np.testing.assert_allclose(engine.run_states(alone), found[7:8], atol=1e-4)
 
@@ -111,6 +115,19 @@ def test_states_of_items_end_to_end_are_those_of_each_item(engines: dict[str, Mi
         start = offsets[place] + place
         one = kept[0].reshape(len(alone), spec.groups, spec.width) * (size[0] if spec.scales else np.ones((len(alone), 1)))[:, :, None]
         np.testing.assert_allclose(whole[start : start + len(alone)], one, atol=0.05)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_queries_encoded_beforehand_score_as_they_do_in_the_call(engines: dict[str, MidEngine], backend: str) -> None:
+    engine, batch = engines[backend], joined(engines[backend], rows(6))
+    assert isinstance(engine, QueryEngine)
+    queries = engine.encode_queries(batch.query_ids, batch.query_lengths)
+    np.testing.assert_array_equal(engine.run_states(replace(batch, queries=queries)), engine.run_states(batch))
+    assert queries is not None
+    with pytest.raises(EngineError, match="batch: queries is"):
+        engine.run_states(replace(batch, queries=queries[:, :, :-1]))
+    with pytest.raises(EngineError, match="batch: query_ids"):
+        engine.encode_queries(batch.query_ids + 1000, batch.query_lengths)
 
 
 def change(**values: Callable[[Any], Any]) -> Callable[[StateBatch], StateBatch]:
@@ -165,9 +182,9 @@ def test_the_native_engine_refuses_a_mid_student_and_says_what_to_do(root: Path,
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_bundle_holds_both_graphs_and_is_whole(root: Path) -> None:
+def test_a_bundle_holds_its_graphs_and_is_whole(root: Path) -> None:
     manifest = verify_bundle(root / "ort")
-    assert {"engine.onnx", "items.onnx"} <= manifest.files.keys()
+    assert {"engine.onnx", "items.onnx", "query.onnx"} <= manifest.files.keys()
     assert verify_bundle(root / "reference").content_id == manifest.content_id
 
 

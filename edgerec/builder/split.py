@@ -1,0 +1,76 @@
+"""The query's lower layers as a graph of their own: cut out of ``ranker.onnx``, so that they run once a request, not once a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+from onnx.onnx_pb import GraphProto, NodeProto, TensorProto, ValueInfoProto
+
+from ..errors import BuildError
+
+QUERY_INPUTS = ("query_ids", "query_lengths")
+QUERIES = "queries"
+"""float32 [Q, R, H]: what the one graph gives and the other takes."""
+
+
+def split_query(graph: bytes) -> tuple[bytes, bytes]:
+    """Cut the ranker of a mid-fusion student where each row looks up its query.
+
+    Returns
+    -------
+    query : takes `QUERY_INPUTS`, gives `QUERIES`.
+    joint : takes what ``graph`` takes and `QUERIES`; gives ``logits``. Of ``query_ids`` it reads the shape alone.
+
+    Raises
+    ------
+    BuildError : there is not exactly one such place.
+    """
+    model = onnx.load_model_from_string(graph)
+    cut = _cut(model.graph)
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [QUERIES if name == cut else name for name in names]
+    queries = onnx.helper.make_tensor_value_info(QUERIES, TensorProto.FLOAT, ["queries", "query_length", "hidden"])
+    inputs = list(model.graph.input)
+    asking = [value for value in inputs if value.name in QUERY_INPUTS]
+    return _part(model, asking, [queries]), _part(model, [*inputs, queries], list(model.graph.output))
+
+
+def _cut(graph: GraphProto) -> str:
+    """The value computed from the query alone from which rows are taken by something else."""
+    alone, mixed = set(QUERY_INPUTS), {value.name for value in graph.input} - set(QUERY_INPUTS)
+    computed: set[str] = set()
+    found: set[str] = set()
+    for node in graph.node:  # in an order in which values are made before they are read
+        if mixed.isdisjoint(node.input):
+            if not alone.isdisjoint(node.input):
+                alone.update(node.output)
+                computed.update(node.output)
+            continue
+        mixed.update(node.output)
+        if node.op_type in ("Gather", "GatherND") and node.input[0] in computed:
+            found.add(node.input[0])
+    if len(found) != 1:
+        raise BuildError(
+            f"ranker.onnx takes rows from {len(found)} values that depend on the query alone, expected 1; export the student again"
+        )
+    return found.pop()
+
+
+def _part(model: onnx.ModelProto, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]) -> bytes:
+    """The nodes that the outputs need, back to the inputs."""
+    graph, given = model.graph, {value.name for value in inputs}
+    wanted, nodes = {value.name for value in outputs} - given, list[NodeProto]()
+    for node in reversed(graph.node):
+        if not wanted.isdisjoint(node.output):
+            nodes.append(node)
+            wanted |= set(node.input) - given
+    made = onnx.helper.make_graph(nodes[::-1], graph.name, inputs, outputs, _used(graph.initializer, wanted))
+    part = onnx.helper.make_model(made, opset_imports=model.opset_import, ir_version=model.ir_version)
+    data: bytes = part.SerializeToString()
+    return data
+
+
+def _used(initializers: Iterable[TensorProto], names: set[str]) -> list[TensorProto]:
+    return [tensor for tensor in initializers if tensor.name in names]
