@@ -30,7 +30,7 @@ def quality_plot(table: Table) -> str:
     MissingExtraError : matplotlib is not installed.
     """
     timed = [row for row in table.rows if row.latency]
-    return _svg(lambda axes: _against_latency(axes, table, timed) if timed else _by_ranker(axes, table))
+    return draw_svg(lambda axes: _against_latency(axes, table, timed) if timed else _by_ranker(axes, table))
 
 
 def calibration_plot(comparison: Comparison) -> str:
@@ -51,10 +51,11 @@ def calibration_plot(comparison: Comparison) -> str:
         axes.set_ylabel("mean grade", color=SOFT)
         axes.legend(frameon=False)
 
-    return _svg(draw)
+    return draw_svg(draw)
 
 
-def _svg(draw: Callable[[Axes], None]) -> str:
+def draw_svg(draw: Callable[[Axes], None]) -> str:
+    """What ``draw`` puts on the axes as an ``<svg>`` in the house's looks. Raises MissingExtraError without matplotlib."""
     try:
         from matplotlib import rc_context, rcParams
         from matplotlib.figure import Figure

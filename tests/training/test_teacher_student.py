@@ -104,7 +104,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(base: str, shop: Path, tmp_pa
 
 
 def test_a_process_killed_at_any_step_loses_nothing(base: str, shop: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe(fit=replace(tiny_recipe().fit, epochs=40, max_steps=80, eval_every=1))
+    recipe = tiny_recipe(fit=replace(tiny_recipe().fit, epochs=8, max_steps=16, eval_every=1))
     code = (
         "import sys; from pathlib import Path; from edgerec.training.config import recipe_from_json; import json\n"
         "from edgerec.training.teacher import train_teacher\n"
