@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from .cli_gpu import explain_plans, gpu_options, read_gpu
 from .cli_output import EXISTING_FILE, EXISTING_FOLDER, NEW_FOLDER, as_json, command_line, counter, needs, show
 from .errors import InputError
 
@@ -25,15 +26,15 @@ threads = click.option("--threads", type=click.IntRange(min=1), help="Engine thr
 @click.argument("bundle", type=NEW_FOLDER)
 @click.option(
     "--backend",
-    type=click.Choice(["native", "ort", "reference"]),
+    type=click.Choice(["native", "ort", "reference", "tensorrt"]),
     help="What will run the model.  [default: native where it runs the student, else ort]",
 )
 @click.option(
     "--precision",
     default="fp32",
     show_default=True,
-    type=click.Choice(["fp32", "bf16", "int8"]),
-    help="Arithmetic of the engine; bf16 is the native engine's alone.",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
+    help="Arithmetic of the engine; bf16 on native and TensorRT, fp16 and fp8 on TensorRT.",
 )
 @click.option(
     "--activations",
@@ -45,6 +46,7 @@ threads = click.option("--threads", type=click.IntRange(min=1), help="Engine thr
 @click.option("--ndcg-drop", type=float, help="Gate: how much nDCG@10 may be lost.  [default: the model's recipe, or the builder's]")
 @click.option("--tau", type=float, help="Gate: the least Kendall tau.")
 @click.option("--nan-count", type=int, help="Gate: how many logits may be NaN.")
+@gpu_options
 @as_json
 def build_engine(
     export: Path,
@@ -56,6 +58,7 @@ def build_engine(
     tau: float | None,
     nan_count: int | None,
     as_json: bool,
+    **gpu: Any,
 ) -> None:
     """Build the BUNDLE of an EXPORT folder for this machine.
 
@@ -65,13 +68,15 @@ def build_engine(
     \b
     Example:
       edgerec build-engine student-export bundle --precision int8
+      edgerec build-engine student-export gpu-bundle --backend tensorrt --precision fp16 --buckets 32x32,128x64
     """
     with needs("build"):
         from .builder import build_engine as run
 
         given = {"ndcg_drop": ndcg_drop, "tau": tau, "nan_count": nan_count}
         gate = {name: bound for name, bound in given.items() if bound is not None}
-        report = run(export, bundle, backend=backend, precision=precision, activations=activations, gate=gate)
+        options = read_gpu(backend, **gpu)
+        report = run(export, bundle, backend=backend, precision=precision, activations=activations, gate=gate, gpu=options)
     show(report.to_json(), as_json=as_json)
 
 
@@ -227,6 +232,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
 def verify(bundle: Path, as_json: bool) -> None:
     """Check every file of a BUNDLE against its manifest, size and sha256, and reproduce the golden feature vectors.
 
+    Of a TensorRT bundle it says which plan runs here, or why none does and how to build one.
+
     \b
     Example:
       edgerec verify bundle
@@ -238,7 +245,10 @@ def verify(bundle: Path, as_json: bool) -> None:
     features = read_json(bundle, manifest, "features.json")
     if features is not None:
         check_golden(FeatureSpec.from_json(features))
-    show({"bundle": str(bundle), "model_version": manifest.model_version, "files": len(manifest.files), "ok": True}, as_json=as_json)
+    result = {"bundle": str(bundle), "model_version": manifest.model_version, "files": len(manifest.files), "ok": True}
+    if manifest.backend == "tensorrt":
+        result |= {"tensorrt": explain_plans(bundle, manifest)}
+    show(result, as_json=as_json)
 
 
 def _read_candidates(lines: TextIO) -> list[str | Item]:

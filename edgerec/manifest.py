@@ -17,13 +17,13 @@ from .errors import BundleError
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "edgerec-bundle", 1
-ENGINE_FILES: Mapping[str, str] = {"ort": "engine.onnx", "reference": "engine.npz", "trt": "engine.plan", "native": "engine.bin"}
+ENGINE_FILES: Mapping[str, str] = {"ort": "engine.onnx", "reference": "engine.npz", "tensorrt": "plans.json", "native": "engine.bin"}
 ITEM_ENGINE_FILE = "items.onnx"
 """Of a mid-fusion student on ``ort``: its item encoder, beside the engine file."""
 QUERY_ENGINE_FILE = "query.onnx"
 """And the layers of it that see the query alone."""
 REQUIRED_FILES = ("tokenizer.json", "features.json", "model.json", "parity.json")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 MAX_FILE_BYTES = 1 << 40
 
 _MAX_FILES = 64

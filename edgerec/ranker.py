@@ -189,14 +189,15 @@ class Ranker:
         places, scores = top.finish()
         late = found.left_out(seen) if deadline.ns else []
         unscored = late[: wanted - len(places)]
+        note = getattr(self._engine, "note", "")
         result = RankedList(
             ids=tuple(map(found.ids.__getitem__, [*places.tolist(), *unscored])),
             scores=np.concatenate([scores, np.full(len(unscored), np.nan, np.float32)]) if unscored else scores,
             skipped=tuple((found.ids[i], reason) for i, reason in sorted(skipped)) if skipped else (),
             timings_us=clock.us,
             model_version=self.manifest.model_version,
-            degraded=bool(late),
-            reason=f"{len(late)} of {found.count} candidates were not scored within {deadline_ms:g} ms" if late else "",
+            degraded=bool(late or note),
+            reason="; ".join(filter(None, (_too_late(late, found, deadline_ms), note))),
         )
         clock.lap("select")
         return result
@@ -288,6 +289,10 @@ class Ranker:
 
 def _as_it_is(query_tokens: NDArray[np.int32]) -> NDArray[np.int32]:
     return query_tokens
+
+
+def _too_late(late: list[int], found: Candidates, deadline_ms: float | None) -> str:
+    return f"{len(late)} of {found.count} candidates were not scored within {deadline_ms:g} ms" if late else ""
 
 
 def _check_request(query: Any, user: Any, context: Any) -> None:

@@ -128,8 +128,8 @@ class RankedList:
     skipped : candidates that cannot be ranked, as ``(id, reason)``.
     timings_us : microseconds by stage: ``lookup encode score select total``.
     model_version : the bundle's identity, ``manifest.json: model_version``.
-    degraded : some candidates were not scored, for want of time.
-    reason : how many; empty when all were.
+    degraded : some candidates were not scored, for want of time; or the CPU scored them in place of a GPU.
+    reason : how many, or why the CPU did; empty otherwise.
     """
 
     ids: tuple[str, ...]

@@ -71,8 +71,7 @@ THIRD_PARTY = {
     "edgerec.errors": set(),
     "edgerec.text": NUMERIC | {"tokenizers"},
     "edgerec.engine.ort": NUMERIC | {"onnxruntime"},
-    "edgerec.engine.trt": NUMERIC | {"tensorrt", "pycuda", "cuda"},
-    "edgerec.builder": NUMERIC | {"tokenizers", "onnx", "onnxruntime", "tensorrt"},
+    "edgerec.builder": NUMERIC | {"tokenizers", "onnx", "onnxruntime"},
     "edgerec.training": TRAINING,
     "edgerec.training.export": TRAINING | {"onnxruntime"},  # the exported graph is run beside torch before it is written
     "edgerec.training.export_mid": TRAINING | {"onnxruntime"},  # likewise

@@ -13,5 +13,6 @@ except ImportError as error:
 
 from .build import BuildReport, build_engine
 from .parity import Parity, Tolerance, Tolerances
+from .trt import GpuOptions
 
-__all__ = ["BuildReport", "Parity", "Tolerance", "Tolerances", "build_engine"]
+__all__ = ["BuildReport", "GpuOptions", "Parity", "Tolerance", "Tolerances", "build_engine"]

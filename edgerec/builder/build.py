@@ -26,9 +26,12 @@ from .pack import pack, probe
 from .parity import Parity, Tolerance, Tolerances, fp32_logits, measure
 from .quantize import ACTIVATIONS, quantize_int8
 from .split import split_query
+from .trt import PRECISIONS as TENSORRT_PRECISIONS
+from .trt import Compiled, GpuOptions, compile_tensorrt
+from .trt_parity import measured_engine, with_gpu
 from .weights import reference_engine
 
-SUPPORTED = {"ort": ("fp32", "int8"), "native": ("fp32", "bf16", "int8"), "reference": ("fp32",)}
+SUPPORTED = {"ort": ("fp32", "int8"), "native": ("fp32", "bf16", "int8"), "reference": ("fp32",), "tensorrt": TENSORRT_PRECISIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class BuildReport:
     backend_reason : why this backend: it was asked for, or native runs the student, or why native does not.
     engine_bytes : size of the engine file, or of both graphs of a mid-fusion student.
     tolerance : the bounds it had to meet.
+    measured : empty; or, of a TensorRT plan that could not be run here, why, and what stood in for it.
     reduced_range : int8 weights use 7 bits, because this CPU's 8-bit products saturate.
     timings_s : seconds by step: ``contract quantize compile parity pack``.
     """
@@ -54,6 +58,7 @@ class BuildReport:
     reduced_range: bool
     parity: Parity
     tolerance: Tolerance
+    measured: str
     timings_s: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -68,6 +73,7 @@ class BuildReport:
             "reduced_range": self.reduced_range,
             "parity": self.parity.to_json(),
             "tolerance": {name: bound if math.isfinite(bound) else None for name, bound in asdict(self.tolerance).items()},
+            "measured": self.measured,
             "timings_s": {step: round(seconds, 3) for step, seconds in self.timings_s.items()},
         }
 
@@ -81,6 +87,7 @@ def build_engine(
     activations: str = "token",
     tolerances: Tolerances | None = None,
     gate: Mapping[str, float] | None = None,
+    gpu: GpuOptions | None = None,
     replace: bool = False,
 ) -> BuildReport:
     """Build a bundle: contract, quantize, compile, parity, pack. Either a complete, checked bundle is written or nothing.
@@ -92,11 +99,12 @@ def build_engine(
     backend : ``native`` (the C engine: BERT-type students, int8 by token), ``ort`` (ONNX Runtime: any student) or ``reference`` (numpy, the
         oracle). None: ``native`` where it runs the student, else ``ort``; `BuildReport.backend_reason` says why. Mid-fusion students run on
         ``ort`` and ``reference``.
-    precision : ``fp32``; for ``ort`` and ``native`` also ``int8``; for ``native`` also ``bf16``.
+    precision : ``fp32``; but for ``reference`` ``int8``; for ``native`` and ``tensorrt`` ``bf16``; for ``tensorrt`` ``fp16`` and ``fp8``.
     activations : for int8 on ``ort``, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is
         closer to fp32), ``batch`` (faster), ``static`` (ranges from the calibration sample); see `edgerec.builder.quantize.quantize_int8`.
     tolerances : the parity gates; by default `Tolerances` with the bounds that the model's recipe sets (``model.json: gate``).
     gate : bounds that go before those: ``ndcg_drop``, ``tau``, ``nan_count``.
+    gpu : for ``tensorrt``, which is never chosen by itself: buckets, targets, compatibility, the CPU engine beside the plans.
 
     Raises
     ------
@@ -115,19 +123,33 @@ def build_engine(
             bounds = tolerances or Tolerances().with_gate(source.model.get("gate") or {}, f"{export}: model.json")
             bounds = bounds.with_gate(gate or {}, "build_engine")
             reference = fp32_logits(source, bounds.export)
-        backend, reason, engine = _engine(source, backend, precision, clock, activations)
+        compiled: Compiled | None = None
+        if backend == "tensorrt":
+            compiled = compile_tensorrt(source, precision, gpu or GpuOptions(), clock.step)
+            reason, engine = "asked for", compiled.files
+        else:
+            backend, reason, engine = _engine(source, backend, precision, clock, activations)
         with clock.step("parity"), tempfile.TemporaryDirectory() as folder:
             # The draft is loaded by the code that will serve it: what is measured is what will run.
             draft = Path(folder) / "draft"
             pack(draft, source, engine, backend=backend, precision=precision, parity={})
-            with closing(open_engine(draft, probe=False)) as built:
+            with closing(measured_engine(draft, compiled, precision) if compiled else open_engine(draft, probe=False)) as built:
                 grade_min = float(source.model["grades"]["min"])
                 parity = measure(built, source.calibration, reference, grade_min=grade_min)
                 parity.check(bounds.of(precision), f"the {precision} {backend} engine of {source.name}")
                 rows = probe(built, source)
+            figures, measured = with_gpu(parity, compiled, draft, source, reference, bounds) if compiled else (parity.to_json(), "")
         with clock.step("pack"):
             manifest = pack(
-                bundle, source, engine, backend=backend, precision=precision, parity=parity.to_json(), probe=rows, replace=replace
+                bundle,
+                source,
+                engine,
+                backend=backend,
+                precision=precision,
+                parity=figures,
+                probe=rows,
+                machine=compiled.fingerprint if compiled else None,
+                replace=replace,
             )
     except (BundleError, EngineError) as error:
         raise BuildError(str(error)) from error
@@ -141,6 +163,7 @@ def build_engine(
         reduced_range=backend == "ort" and precision == "int8" and _narrow(),
         parity=parity,
         tolerance=bounds.of(precision),
+        measured=measured,
         timings_s=clock.seconds,
     )
 

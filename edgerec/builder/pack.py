@@ -67,9 +67,10 @@ def pack(
     precision: str,
     parity: Mapping[str, Any],
     probe: bytes | None = None,
+    machine: Mapping[str, str | list[str]] | None = None,
     replace: bool = False,
 ) -> Manifest:
-    """Write the bundle folder atomically. Raises BundleError."""
+    """Write the bundle folder atomically; ``machine`` is what else the fingerprint says. Raises BundleError."""
     files: dict[str, bytes | Path] = {
         **engine,
         "tokenizer.json": export.tokenizer,
@@ -86,7 +87,7 @@ def pack(
         backend=backend,
         precision=precision,
         content_id=export.content_id,
-        fingerprint=fingerprint(backend),
+        fingerprint={**fingerprint(backend), **(machine or {})},
         replace=replace,
     )
 

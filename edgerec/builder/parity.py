@@ -54,7 +54,8 @@ class Tolerances:
     """The gates by precision, and ``export``: how far the exported graph itself may be from the logits torch gave.
 
     Bf16 and int8 have no bound on single logits: their scale is the student's own, and a shift that all rows share changes no order. Tau is
-    the loosest of the others: it counts every pair of near-equal rows that swaps, wherever in the list and whatever their grades.
+    the loosest of the others: it counts every pair of near-equal rows that swaps, wherever in the list and whatever their grades. Fp16 has
+    the gate of bf16, fp8 that of int8.
     """
 
     export: float = 1e-3
@@ -79,7 +80,7 @@ class Tolerances:
 
     def of(self, precision: str) -> Tolerance:
         """The gate of a precision."""
-        return {"bf16": self.bf16, "int8": self.int8}.get(precision, self.fp32)
+        return {"fp16": self.bf16, "bf16": self.bf16, "int8": self.int8, "fp8": self.int8}.get(precision, self.fp32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,9 +127,9 @@ class Limits:
         self.check_features(batch.feature_ids, batch.feature_weights, rows)
         if rows and not 1 <= tokens <= self.tokens:
             raise EngineError(f"batch: rows have {tokens} tokens, expected 1 to {self.tokens}; cut the text when packing")
-        _check_range("input_ids", batch.input_ids, self.vocab)
-        _check_range("token_type_ids", batch.token_type_ids, self.types)
-        _check_range("attention_mask", batch.attention_mask, 2)
+        check_range("input_ids", batch.input_ids, self.vocab)
+        check_range("token_type_ids", batch.token_type_ids, self.types)
+        check_range("attention_mask", batch.attention_mask, 2)
 
     def check_features(self, ids: NDArray[np.int32], weights: NDArray[np.float32], rows: int) -> None:
         """Raise EngineError unless these are the hashed features of so many rows, as this student takes them."""
@@ -139,7 +139,7 @@ class Limits:
             raise EngineError(f"batch: feature_ids has {shape[0]} rows, the batch has {rows}")
         if not self.buckets and shape[1]:
             raise EngineError(f"batch: feature_ids has {shape[1]} slots, this student takes no features; expected shape [{rows}, 0]")
-        _check_range("feature_ids", ids, self.buckets)
+        check_range("feature_ids", ids, self.buckets)
 
     def check_ragged(self, batch: RaggedBatch) -> None:
         """Raise EngineError unless the shapes fit together and no row is too long; the engine itself checks ids and places."""
@@ -155,7 +155,9 @@ class Limits:
             )
 
 
-def open_engine(bundle: str | os.PathLike[str], *, threads: int | None = None, spinning: bool = False, probe: bool = True) -> Engine:
+def open_engine(
+    bundle: str | os.PathLike[str], *, threads: int | None = None, spinning: bool = False, probe: bool = True, fallback: bool = True
+) -> Engine:
     """Load the engine of a bundle, verified.
 
     The engine file's hash is checked before the backend sees it; then the rows in ``probe.npz`` are scored and must give the logits
@@ -167,6 +169,8 @@ def open_engine(bundle: str | os.PathLike[str], *, threads: int | None = None, s
     threads : threads inside one run; default: the cores this process may use.
     spinning : for ``ort``, let idle worker threads spin. Off, so that the host process keeps its cores; docs/build.md has the cost.
     probe : score the probe rows.
+    fallback : for ``tensorrt``, let the bundle's CPU engine take over where no plan runs, and when the GPU fails; the engine's attribute
+        ``note``, and every result, then say why.
 
     Raises
     ------
@@ -175,7 +179,7 @@ def open_engine(bundle: str | os.PathLike[str], *, threads: int | None = None, s
     """
     root = Path(bundle)
     manifest = read_manifest(root)
-    engine = _load(root, manifest, threads=threads, spinning=spinning)
+    engine = _load(root, manifest, threads=threads, spinning=spinning, fallback=fallback)
     if probe:
         from .probe import check_probe
 
@@ -187,7 +191,7 @@ def open_engine(bundle: str | os.PathLike[str], *, threads: int | None = None, s
     return engine
 
 
-def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool) -> Engine:
+def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool, fallback: bool) -> Engine:
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise EngineError(f"threads is {threads!r}, expected a positive integer or None")
     model = read_json(root, manifest, "model.json")
@@ -202,6 +206,10 @@ def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool
         from .native import NativeEngine
 
         return NativeEngine(root, manifest, limits, threads=threads)
+    if manifest.backend == "tensorrt":
+        from .trt import open_tensorrt
+
+        return open_tensorrt(root, manifest, limits, threads=threads, fallback=fallback)
     if manifest.backend == "reference":
         from .reference import ReferenceEngine
 
@@ -243,7 +251,8 @@ def _check_array(name: str, value: object, dtype: type[np.generic], shape: tuple
     return int(value.shape[0]), int(value.shape[1])
 
 
-def _check_range(name: str, value: NDArray[np.int32], end: int) -> None:
+def check_range(name: str, value: NDArray[np.int32], end: int) -> None:
+    """Raise EngineError unless all values are from 0 to ``end - 1``."""
     # As unsigned numbers negative ids are huge: one pass finds both ends.
     if value.size and int(value.view(np.uint32).max()) >= end:
         raise EngineError(f"batch: {name} has values from {int(value.min())} to {int(value.max())}, expected 0 to {end - 1}")

@@ -37,12 +37,13 @@ class Served:
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    bundle = request.param.build(tmp_path_factory.mktemp("engine"))
-    model = json.loads((bundle / "model.json").read_text())
-    engine = open_engine(bundle, threads=2)
-    buckets = model["features"]["buckets"] if model["features"] else 0
-    yield Served(request.param, bundle, engine, model["student"]["vocab"], buckets, Limits.from_model(model).tokens)
-    engine.close()
+    with request.param.machine():
+        bundle = request.param.build(tmp_path_factory.mktemp("engine"))
+        model = json.loads((bundle / "model.json").read_text())
+        engine = open_engine(bundle, threads=2)
+        buckets = model["features"]["buckets"] if model["features"] else 0
+        yield Served(request.param, bundle, engine, model["student"]["vocab"], buckets, Limits.from_model(model).tokens)
+        engine.close()
 
 
 def part(batch: Batch, rows: slice | list[int]) -> Batch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,16 +123,6 @@ def test_a_refused_graph_names_both_versions(bundle: Path, monkeypatch: pytest.M
     built_with = json.loads((bundle / "manifest.json").read_text())["fingerprint"]["onnxruntime"]
     with pytest.raises(EngineError, match=rf"{ort.__version__} refuses .*built with {built_with}.*build the bundle again"):
         open_engine(bundle)
-
-
-def test_a_backend_without_an_engine_is_named(bundle: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "trt"))
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["backend"] = "trt"
-    manifest["files"]["engine.plan"] = manifest["files"].pop("engine.onnx")
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(EngineError, match="no engine for backend 'trt'"):
-        open_engine(copy)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell a process its resident size")

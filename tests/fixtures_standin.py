@@ -1,0 +1,36 @@
+"""Puts the stand-in GPU of tests/standin in place of the real one."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgerec.engine import trt_plans
+from edgerec.engine.gpu import Gpu
+
+FOLDER = Path(__file__).resolve().parent / "standin"
+GPU = Gpu(target="sm_90", name="Stand-in GPU", driver="13.0")
+NAMES = ("tensorrt", "pycuda", "pycuda.driver", "cuda", "cuda.bindings", "cuda.bindings.driver", "standin_gpu")
+
+
+@contextmanager
+def standin(gpu: Gpu = GPU) -> Iterator[Any]:
+    """Inside: a GPU, TensorRT 11, PyCUDA and cuda.bindings. Yields the device, module ``standin_gpu``."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NAMES:
+            patch.delitem(sys.modules, name, raising=False)
+        patch.syspath_prepend(str(FOLDER))
+        patch.setattr(trt_plans, "find_gpu", lambda: gpu)
+        device = importlib.import_module("standin_gpu")
+        device.reset()
+        try:
+            yield device
+        finally:
+            for name in NAMES:
+                sys.modules.pop(name, None)

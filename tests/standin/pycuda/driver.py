@@ -1,0 +1,131 @@
+"""What edgerec uses of pycuda.driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import standin_gpu as gpu
+
+
+class Error(Exception):
+    """The base of PyCUDA's errors."""
+
+
+class LogicError(Error):
+    """A wrong call, or a lost device."""
+
+
+class MemoryError(Error):
+    """Out of memory."""
+
+
+def _guarded(call: Callable[[], Any], *, context: bool = True) -> Any:
+    try:
+        if context:
+            gpu.need_context()
+        return call()
+    except gpu.Failure as error:
+        raise LogicError(str(error)) from error
+    except __builtins__["MemoryError"] as error:  # type: ignore[index]
+        raise MemoryError(str(error)) from error
+
+
+def init() -> None:
+    _guarded(gpu.MEMORY.check, context=False)
+
+
+class Context:
+    def push(self) -> None:
+        gpu.CURRENT.depth = getattr(gpu.CURRENT, "depth", 0) + 1
+
+    @staticmethod
+    def pop() -> None:
+        if not getattr(gpu.CURRENT, "depth", 0):
+            raise LogicError("cuCtxPopCurrent failed: invalid device context")
+        gpu.CURRENT.depth -= 1
+
+    @staticmethod
+    def synchronize() -> None:
+        for queue in list(gpu.QUEUES.values()):
+            _guarded(queue.wait)
+
+
+class Device:
+    def __init__(self, ordinal: int) -> None:
+        assert ordinal == 0
+
+    def retain_primary_context(self) -> Context:
+        return Context()
+
+
+class Stream:
+    def __init__(self) -> None:
+        _guarded(lambda: None)
+        self.handle = next(gpu.HANDLES)
+        gpu.QUEUES[self.handle] = gpu.Queue()
+
+    def synchronize(self) -> None:
+        _guarded(gpu.QUEUES[self.handle].wait)
+
+
+class DeviceAllocation:
+    def __init__(self, size: int) -> None:
+        self._address = _guarded(lambda: gpu.MEMORY.allocate(size))
+        gpu.COUNTS["allocations"] += 1
+
+    def __int__(self) -> int:
+        return self._address
+
+    def free(self) -> None:
+        gpu.MEMORY.free(self._address)
+
+    def __del__(self) -> None:
+        self.free()
+
+
+def mem_alloc(size: int) -> DeviceAllocation:
+    return DeviceAllocation(size)
+
+
+def pagelocked_empty(shape: Any, dtype: Any) -> np.ndarray:
+    _guarded(lambda: None)
+    array = np.empty(shape, dtype)
+    array.view(np.uint8)[...] = gpu.GARBAGE
+    return array
+
+
+def memcpy_htod_async(target: Any, source: np.ndarray, stream: Stream) -> None:
+    def work() -> None:
+        data = source.reshape(-1).view(np.uint8)
+        gpu.MEMORY.view(int(target), len(data))[:] = data
+
+    _guarded(lambda: gpu.QUEUES[stream.handle].put(work))
+
+
+def memcpy_dtoh_async(target: np.ndarray, source: Any, stream: Stream) -> None:
+    def work() -> None:
+        data = target.reshape(-1).view(np.uint8)
+        data[:] = gpu.MEMORY.view(int(source), len(data))
+
+    _guarded(lambda: gpu.QUEUES[stream.handle].put(work))
+
+
+class Event:
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def record(self, stream: Stream) -> None:
+        import time
+
+        def work() -> None:
+            self.time = 1e3 * time.perf_counter()
+
+        _guarded(lambda: gpu.QUEUES[stream.handle].put(work))
+
+    def synchronize(self) -> None:
+        Context.synchronize()
+
+    def time_since(self, other: Event) -> float:
+        return self.time - other.time
