@@ -1,6 +1,6 @@
 """edgerec: rankers that run inside the search server.
 
-``import edgerec`` loads NumPy and nothing heavier: `Ranker` and `Catalog` are imported when they are first used.
+``import edgerec`` loads NumPy and nothing heavier: `Ranker`, `Catalog` and `CatalogWriter` are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from .errors import BuildError, BundleError, EdgerecError, EngineError, FeatureE
 from .types import Item, RankedList, UserProfile
 
 if TYPE_CHECKING:
-    from .catalog import Catalog
+    from .catalog import Catalog, CatalogWriter
     from .ranker import Ranker
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ __all__ = [
     "BuildError",
     "BundleError",
     "Catalog",
+    "CatalogWriter",
     "EdgerecError",
     "EngineError",
     "FeatureError",
@@ -36,10 +37,10 @@ def __getattr__(name: str) -> Any:
         from .ranker import Ranker
 
         return Ranker
-    if name == "Catalog":
-        from .catalog import Catalog
+    if name in ("Catalog", "CatalogWriter"):
+        from . import catalog
 
-        return Catalog
+        return getattr(catalog, name)
     raise AttributeError(f"module 'edgerec' has no attribute {name!r}")
 
 
