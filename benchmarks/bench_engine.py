@@ -129,7 +129,7 @@ def measure(
     first = next(iter(rankers))
     text, catalog = rankers[first]._text, rankers[first].catalog
     assert catalog is not None
-    item = np.diff(catalog.item_tokens[1])[:candidates]
+    item = np.diff(catalog.segments[0].item_tokens[1])[:candidates]
     floors, means = [], []
     for query in queries:
         shared = len(text.encode_query(query)) + len(text.spec.prefix) + len(text.spec.middle)

@@ -1,6 +1,6 @@
 """edgerec: rankers that run inside the search server.
 
-``import edgerec`` loads NumPy and nothing heavier: `Ranker`, `Cascade` and `Catalog` are imported when they are first used.
+``import edgerec`` loads NumPy and nothing heavier: `Ranker`, `Cascade`, `Catalog` and `CatalogWriter` are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from .errors import BuildError, BundleError, EdgerecError, EngineError, FeatureE
 from .types import Item, RankedList, UserProfile
 
 if TYPE_CHECKING:
-    from .catalog import Catalog
+    from .catalog import Catalog, CatalogWriter
     from .ranker import Ranker
     from .ranker_cascade import Cascade
 
@@ -21,6 +21,7 @@ __all__ = [
     "BundleError",
     "Cascade",
     "Catalog",
+    "CatalogWriter",
     "EdgerecError",
     "EngineError",
     "FeatureError",
@@ -42,10 +43,10 @@ def __getattr__(name: str) -> Any:
         from .ranker_cascade import Cascade
 
         return Cascade
-    if name == "Catalog":
-        from .catalog import Catalog
+    if name in ("Catalog", "CatalogWriter"):
+        from . import catalog
 
-        return Catalog
+        return getattr(catalog, name)
     raise AttributeError(f"module 'edgerec' has no attribute {name!r}")
 
 

@@ -1,261 +1,277 @@
-"""Builds a catalogue: items are tokenised and hashed once, streamed to disk, and the folder appears whole or not at all."""
+"""Changing a catalogue while it is served: each change is a small segment, published by a new ``catalog.json``; they are merged later."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import math
+import fcntl
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
-from datetime import datetime, timezone
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
-from .bundle import read_file, read_json, read_manifest
-from .catalog_info import CATALOG, ID_SEED, CatalogInfo, Segment
+from .catalog_columns import TOMBSTONES, Columns, Rows, write_segment
+from .catalog_encoder import ItemEncoder, tombstones
+from .catalog_info import CATALOG, Segment, sync_folder, write_info
+from .catalog_segment import CatalogSegment, newest
+from .catalog_snapshot import Catalog
 from .errors import BundleError, InputError
-from .features import FeatureEncoder, FeatureSpec
-from .segment import Column, write_sections
-from .states import ItemStates, StateSpec
-from .text import TextEncoder, TextSpec
 from .types import Item
-from .words import clean_text
 
-Encode = Callable[[NDArray[np.int32], NDArray[np.int64]], ItemStates]
-SEGMENT_FILE = "segments/000000.seg"
+LOCK = "writer.lock"
+MOST_SEGMENTS = 8
+"""More segments than these are merged in the background. Every look-up goes through all of them."""
 
-_CHUNK_ITEMS = 4096
-_ENCODED_ITEMS = 512
-"""Items of a chunk where an engine encodes them: seconds, not minutes, between two reports of progress."""
-_COPY_ROWS = 1 << 19
+_WAIT_SEGMENTS = 64
+"""With so many a change first waits for the merge that is under way."""
 
 
-def build_catalog(
-    items: Iterable[Item],
-    bundle: str | os.PathLike[str],
-    catalog: str | os.PathLike[str],
-    *,
-    progress: Callable[[int], None] | None = None,
-    threads: int | None = None,
-) -> CatalogInfo:
-    """Tokenise and hash every item for one bundle, and write the catalogue folder. For a mid-fusion student, items are encoded too.
+class CatalogWriter:
+    """The one writer of a catalogue folder; its threads may share it. Made by `CatalogWriter.open`, closed by `close` or a ``with`` block.
 
-    Memory is bounded by a chunk of items and about 100 bytes an item; the disk holds the catalogue twice for a moment.
-
-    Parameters
-    ----------
-    items : read once; ids must be different.
-    bundle : the bundle whose tokenizer, text layout and feature spec are used.
-    catalog : the folder to create; it must not exist.
-    progress : called with the number of items done, after every chunk.
-    threads : of the engine that encodes items; None: the cores this process may use.
-
-    Raises
-    ------
-    InputError : no item, an item of a wrong type, an empty id, or an id that came before (the message names it).
-    BundleError : the bundle is damaged, or the folder exists or cannot be written.
-    EngineError : the engine that encodes items cannot be loaded on this machine, or fails.
+    A change is there, whole, for every reader that looks after the call has returned, and survives a crash of process or machine; one whose
+    call has not returned is there whole or not at all. Readers are never blocked.
     """
-    root, target = Path(bundle), Path(catalog)
-    manifest = read_manifest(root)
-    model = read_json(root, manifest, "model.json")
-    states = StateSpec.from_model(model, f"{root}: model.json")
-    features = read_json(root, manifest, "features.json")
-    read_file(root, manifest, "tokenizer.json")  # for its hash: the encoder below reads the file itself
-    text_encoder = TextEncoder(root / "tokenizer.json", TextSpec.from_json(model.get("text")))
-    feature_encoder = FeatureEncoder(FeatureSpec.from_json(features)) if features is not None else None
-    try:
-        with _new_folder(target) as folder:
-            (folder / "segments").mkdir()
-            with _Spool(folder) as spool, _item_encoder(root, states, threads) as encode:
-                hashes = list(_encode_chunks(items, text_encoder, feature_encoder, encode, spool, progress))
-                if not hashes:
-                    raise InputError("there are no items to build a catalogue from")
-                id_hashes = np.concatenate(hashes)
-                _refuse_duplicates(id_hashes, spool)
-                keys, slots = _core.index_build(id_hashes)
-                columns: dict[str, Column | NDArray[Any]] = {**spool.columns(), "ids.index.keys": keys, "ids.index.slots": slots}
-                size = write_sections(folder / SEGMENT_FILE, columns)
-            info = CatalogInfo(
-                items=len(id_hashes),
-                content_id=manifest.content_id,
-                model_version=manifest.model_version,
-                fields=feature_encoder.item_fields if feature_encoder else (),
-                segments=(Segment(SEGMENT_FILE, len(id_hashes), size),),
-                created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                states=states,
-            )
-            with open(folder / CATALOG, "w", encoding="utf-8") as f:
-                json.dump(info.to_json(), f, indent=1)
-                f.flush()
-                os.fsync(f.fileno())
-    except OSError as e:
-        raise BundleError(f"{target}: the catalogue could not be written: {e}") from e
-    return info
 
+    def __init__(self, root: Path, catalog: Catalog, encoder: ItemEncoder, lock: int) -> None:
+        self._root, self._catalog, self._encoder, self._lock_file = root, catalog, encoder, lock
+        self._next = 1 + max(segment.entry.number for segment in catalog.segments)
+        self._process = os.getpid()
+        self._changing, self._merging = threading.RLock(), threading.Lock()
+        self._encoding = threading.Lock()
+        self._merger: threading.Thread | None = None
+        self._merge_error: Exception | None = None
+        self._closed = False
 
-def _encode_chunks(
-    items: Iterable[Item],
-    text: TextEncoder,
-    features: FeatureEncoder | None,
-    states: Encode | None,
-    spool: _Spool,
-    progress: Callable[[int], None] | None,
-) -> Iterator[NDArray[np.uint64]]:
-    """Append every chunk's columns to the spool; yields the hashes of its ids, uint64 [chunk]."""
-    source, done = iter(items), 0
-    while chunk := list(itertools.islice(source, _CHUNK_ITEMS if states is None else _ENCODED_ITEMS)):
-        ids = [_id_bytes(item, done + i) for i, item in enumerate(chunk, 1)]
-        id_offsets = np.zeros(len(ids) + 1, np.int64)
-        np.cumsum([len(value) for value in ids], out=id_offsets[1:])
-        id_data = np.frombuffer(b"".join(ids), np.uint8)
-        spool.append_ragged("ids", id_data, id_offsets)
-        tokens = text.encode_items([text.item_text(item) for item in chunk])
-        spool.append_ragged("tokens", *tokens)
-        if states is not None:
-            encoded_items = states(*tokens)
-            spool.append_ragged("states", encoded_items.values, encoded_items.offsets)
-            if encoded_items.scales.shape[1]:
-                spool.append("states.scales", encoded_items.scales)
-        if features is not None:
-            encoded = features.encode_items(chunk)
-            if encoded.fields:
-                spool.append_ragged("features", encoded.hashes, encoded.offsets)
-        spool.append("content", _core.hash_strings([_content(item) for item in chunk], ID_SEED))
-        done += len(chunk)
-        if progress is not None:
-            progress(done)
-        yield _core.hash_packed(id_data, id_offsets, ID_SEED)
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], bundle: str | os.PathLike[str], *, threads: int | None = None) -> CatalogWriter:
+        """Take the lock of a catalogue folder, and clear away what a writer that died has left.
 
+        Parameters
+        ----------
+        path : the folder `build_catalog` wrote.
+        bundle : a bundle of the same ``content_id``; it encodes the items that come.
+        threads : of the engine that encodes items of a mid-fusion student; None: the cores this process may use.
 
-@contextmanager
-def _item_encoder(root: Path, states: StateSpec | None, threads: int | None) -> Iterator[Encode | None]:
-    """What makes states of tokens and offsets; None where the model keeps none."""
-    if states is None:
-        yield None
-        return
-    from .engine import MidEngine, open_engine
+        Raises
+        ------
+        BundleError : the folder or the bundle is damaged, they do not belong together, or another writer has the folder open.
+        """
+        root, encoder = Path(path), ItemEncoder(bundle, threads=threads)
+        Catalog.open(root)  # before a lock file is put into what may be no catalogue
+        lock = _take_lock(root)
+        try:
+            catalog = Catalog.open(root)
+            info = catalog.info
+            if (info.content_id, info.fields, info.states) != (encoder.content_id, encoder.fields, encoder.states):
+                raise BundleError(
+                    f"{root} was built for content_id {info.content_id} (model {info.model_version}), but {bundle} has content_id "
+                    f"{encoder.content_id} (model {encoder.model_version}); open it with a bundle of that model, or build it again"
+                )
+            _clear(root, catalog)
+            return cls(root, catalog, encoder, lock)
+        except BaseException:
+            os.close(lock)
+            raise
 
-    with closing(open_engine(root, threads=threads)) as engine:
-        if not isinstance(engine, MidEngine):
-            raise BundleError(f"{root}: its engine cannot encode items, though model.json has states; build the bundle again")
-        yield engine.encode_ragged
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue as the last change left it."""
+        return self._catalog
 
+    def upsert(self, items: Iterable[Item]) -> int:
+        """Add items, or put them in the place of those with their ids: all of them at one moment.
 
-def _id_bytes(item: Item, number: int) -> bytes:
-    if not isinstance(item, Item):
-        raise InputError(f"item {number} is a {type(item).__name__}; expected edgerec.Item")
-    if not isinstance(item.id, str) or not item.id or clean_text(item.id) != item.id:
-        raise InputError(f"item {number} has the id {item.id!r}; expected a non-empty str without NUL and lone surrogates")
-    return item.id.encode()
+        Meant for up to some thousands at once, which are held in memory. For more, build the catalogue again with ``previous``.
 
+        Returns
+        -------
+        int : the generation that has them (`CatalogInfo.generation`).
 
-def _content(item: Item) -> str:
-    """All of an item but its id, as one string: equal strings need no new row when a catalogue is rebuilt."""
-    price = item.price if isinstance(item.price, int | float) else None
-    parts = [item.title, item.text, item.brand, item.category, "" if price is None else repr(float(price))]
-    parts += [part for key in sorted(item.attributes) for part in (key, item.attributes[key])]
-    return "\x1f".join(clean_text(part) for part in parts)
+        Raises
+        ------
+        InputError : as `build_catalog`; nothing was changed. An empty list changes nothing.
+        BundleError : the files cannot be written, or the writer is closed.
+        EngineError : the items cannot be encoded; nothing was changed.
+        """
+        listed, size = list(items), self._encoder.chunk_items
+        self._wait()
+        with self._encoding:
+            self._check_open()
+            parts = [self._encoder.encode(listed[i : i + size], i + 1) for i in range(0, len(listed), size)]
+        ids = [item.id for item in listed]
+        if len(set(ids)) < len(ids):
+            twice = next(one for place, one in enumerate(ids) if one in ids[:place])
+            raise InputError(f"two of the items have the id {twice!r}; ids must be different")
+        with self._changing:
+            new = int((self._catalog.find(ids) < 0).sum())
+            return self._append([(part, range(len(part["content"]))) for part in parts], new)
 
+    def delete(self, ids: Iterable[str]) -> int:
+        """Take items out; unknown ids are passed over. Returns and raises as `upsert`."""
+        listed = list(dict.fromkeys(ids)) if not isinstance(ids, str) else ids
+        self._wait()
+        with self._changing:
+            known = [one for one, row in zip(listed, self._catalog.find(listed).tolist(), strict=True) if row >= 0]  # type: ignore[arg-type]
+            info = self._catalog.info
+            return self._append([(tombstones(known, len(info.fields), info.states), range(len(known)))], -len(known))
 
-def _refuse_duplicates(id_hashes: NDArray[np.uint64], spool: _Spool) -> None:
-    """Raise InputError naming an id that two items have. Ids are compared only where their hashes agree."""
-    order = np.argsort(id_hashes, kind="stable")
-    ordered = id_hashes[order]
-    seen: dict[bytes, int] = {}
-    for i in np.flatnonzero(ordered[1:] == ordered[:-1]):
-        if i and ordered[i] != ordered[i - 1]:
-            seen.clear()
-        for row in order[i : i + 2].tolist():
-            value = spool.read_row("ids", row)
-            if seen.setdefault(value, row) != row:
-                raise InputError(f"items {seen[value] + 1} and {row + 1} both have the id {value.decode()!r}; ids must be different")
+    def compact(self) -> int:
+        """Merge all segments into one, without what was replaced or deleted. Takes as long as copying it; changes go on.
 
+        Returns and raises as `upsert`.
+        """
+        self._check_open()
+        self._merge(lambda rows: 0 if len(rows) > 1 or self._catalog.segments[0].tombstones is not None else None)
+        return self._catalog.info.generation
 
-class _Spool:
-    """Columns that grow, each in a file of its own, until their sizes are known and they can be laid one after the other."""
+    def close(self) -> None:
+        """Wait for the merge that is under way, and release the lock and the engine. Raises BundleError when that merge failed."""
+        with self._encoding, self._changing:
+            if self._closed:
+                return
+            self._closed = True
+        try:
+            if self._merger is not None:
+                self._merger.join()
+        finally:
+            self._encoder.close()
+            os.close(self._lock_file)
+        self._raise_merge_error()
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / "spool"
-        self._folder.mkdir()
-        self._files: dict[str, Any] = {}
-        self._dtypes: dict[str, np.dtype[Any]] = {}
-        self._counts: dict[str, int] = {}
-        self._sides: dict[str, tuple[int, ...]] = {}
-
-    def __enter__(self) -> _Spool:
+    def __enter__(self) -> CatalogWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
-        shutil.rmtree(self._folder)
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
-    def append(self, name: str, values: NDArray[Any]) -> None:
-        """Add values to the end of a column; the first call fixes its dtype."""
-        if name not in self._files:
-            self._files[name] = open(self._folder / name, "w+b")  # noqa: SIM115  closed by __exit__
-            self._dtypes[name], self._counts[name], self._sides[name] = values.dtype, 0, values.shape[1:]
-        self._files[name].write(np.ascontiguousarray(values, self._dtypes[name]).reshape(-1).view(np.uint8))
-        self._counts[name] += len(values)
+    def _check_open(self) -> None:
+        if self._closed or os.getpid() != self._process:
+            raise BundleError(f"the writer of {self._root} is closed, or was opened before a fork; open another")
+        self._raise_merge_error()
 
-    def append_ragged(self, name: str, values: NDArray[Any], offsets: NDArray[np.int64]) -> None:
-        """Add the rows ``values[offsets[i]:offsets[i + 1]]``, of numbers or of vectors, to the columns `name` and `name`.offsets."""
-        ends = f"{name}.offsets"
-        if name not in self._files:
-            self.append(ends, np.zeros(1, np.int64))
-        self.append(ends, offsets[1:] + self._counts.get(name, 0))
-        self.append(name, values)
+    def _raise_merge_error(self) -> None:
+        error, self._merge_error = self._merge_error, None
+        if error is not None:
+            raise BundleError(f"{self._root}: merging segments in the background failed: {error}; no item is lost") from error
 
-    def read_row(self, name: str, row: int) -> bytes:
-        """One row of a ragged uint8 column."""
-        start, end = self._read(f"{name}.offsets", row, 2).tolist()
-        return self._read(name, start, end - start).tobytes()
+    def _append(self, pieces: Sequence[tuple[Columns, Rows]], more: int) -> int:
+        """Write one segment of the pieces and publish it; `more` items are there than before."""
+        self._check_open()
+        if not sum(len(rows) for _, rows in pieces):
+            return self._catalog.info.generation
+        segment = self._write(pieces)
+        info = self._catalog.info
+        self._publish((*info.segments, segment), info.items + more)
+        self._start_merger()
+        return self._catalog.info.generation
 
-    def columns(self) -> dict[str, Column]:
-        """Every column, to be read back in pieces."""
-        return {name: Column(self._dtypes[name], (self._counts[name], *self._sides[name]), self._pieces(name)) for name in self._files}
+    def _write(self, pieces: Sequence[tuple[Columns, Rows]]) -> Segment:
+        with self._changing:
+            file = f"segments/{self._next:06}.seg"
+            self._next += 1
+        try:
+            segment = write_segment(self._root, file, pieces)
+            sync_folder(self._root / "segments")
+        except OSError as e:
+            (self._root / file).unlink(missing_ok=True)
+            raise BundleError(f"{self._root}: a segment could not be written: {e}; nothing was changed") from e
+        return segment
 
-    def _pieces(self, name: str) -> Iterator[NDArray[Any]]:
-        step = max(1, _COPY_ROWS // math.prod(self._sides[name]))
-        for start in range(0, self._counts[name], step):
-            yield self._read(name, start, min(step, self._counts[name] - start))
+    def _publish(self, segments: tuple[Segment, ...], items: int) -> None:
+        info = self._catalog.info
+        try:
+            write_info(self._root, replace(info, segments=segments, items=items, generation=info.generation + 1))
+        except OSError as e:
+            raise BundleError(
+                f"{self._root}: {CATALOG} could not be written: {e}; whether the change is there, a new look will tell"
+            ) from e
+        finally:
+            self._catalog = self._catalog.refresh()
+            for segment in set(segments) - {one.entry for one in self._catalog.segments}:
+                (self._root / segment.file).unlink(missing_ok=True)
 
-    def _read(self, name: str, start: int, count: int) -> NDArray[Any]:
-        file, dtype = self._files[name], self._dtypes[name]
-        row_bytes = dtype.itemsize * math.prod(self._sides[name])
-        file.flush()
-        return np.frombuffer(os.pread(file.fileno(), count * row_bytes, start * row_bytes), dtype)
+    def _start_merger(self) -> None:
+        running = self._merger is not None and self._merger.is_alive()
+        if not running and merge_start([len(segment) for segment in self._catalog.segments]) is not None:
+            self._merger = threading.Thread(target=self._merge_in_background, name="edgerec-catalog-merge")
+            self._merger.start()
+
+    def _wait(self) -> None:
+        """Let the merger catch up. The caller must not hold the lock that it needs."""
+        merger = self._merger
+        if merger is not None and len(self._catalog.segments) >= _WAIT_SEGMENTS:
+            merger.join()
+
+    def _merge_in_background(self) -> None:
+        try:
+            while self._merge(merge_start):
+                pass
+        except Exception as e:  # told to the caller of the next change
+            self._merge_error = e
+
+    def _merge(self, start_of: Callable[[Sequence[int]], int | None]) -> bool:
+        """Make one segment of all from a chosen one on; False when none was chosen. Changes go on meanwhile."""
+        with self._merging:
+            segments = self._catalog.segments
+            start = start_of([len(segment) for segment in segments])
+            if start is None:
+                return False
+            run = segments[start:]
+            merged = self._write([_survivors(segment, rows, forget=not start) for segment, rows in zip(run, newest(run), strict=True)])
+            with self._changing:
+                info = self._catalog.info
+                self._publish((*info.segments[:start], merged, *info.segments[start + len(run) :]), info.items)
+            for segment in run:  # readers that have them mapped keep them
+                (self._root / segment.entry.file).unlink(missing_ok=True)
+            return True
 
 
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that becomes `target` at the end, or is removed when the block fails."""
-    if target.exists() or target.is_symlink():
-        raise BundleError(f"{target} exists; give a new path for the catalogue")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    folder.mkdir()
+def merge_start(rows: Sequence[int]) -> int | None:
+    """From which segment on to merge, by the rows of each; None while there are few enough.
+
+    A segment joins those after it when it is not much larger than they are together: a row is copied a few times, not once a change.
+    """
+    if len(rows) <= MOST_SEGMENTS:
+        return None
+    start, together = len(rows) - 2, rows[-1] + rows[-2]
+    while start and rows[start - 1] <= 2 * together:
+        start -= 1
+        together += rows[start]
+    return start
+
+
+def _survivors(segment: CatalogSegment, rows: NDArray[np.bool_], *, forget: bool) -> tuple[Columns, Rows]:
+    """What a merge keeps of a segment; with `forget`, where nothing older is left, no tombstones."""
+    columns = segment.columns
+    if forget and segment.tombstones is not None:
+        rows = rows & (segment.tombstones == 0)
+        columns = {name: column for name, column in columns.items() if name != TOMBSTONES}
+    return columns, range(len(rows)) if rows.all() else np.flatnonzero(rows)
+
+
+def _take_lock(root: Path) -> int:
     try:
-        yield folder
-        for path in (folder / "segments", folder):
-            _sync(path)
-        os.rename(folder, target)
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+        lock = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as e:
+        raise BundleError(f"{root / LOCK} cannot be opened: {e}; a writer must be allowed to write into the folder") from e
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(lock)
+        raise BundleError(f"{root} has a writer already (process {holder}); send the changes to it, or close it first") from e
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    return lock
+
+
+def _clear(root: Path, catalog: Catalog) -> None:
+    """Remove segments that no generation lists: written by a writer that died before it published them, or merged away."""
+    listed = {segment.entry.file for segment in catalog.segments}
+    for path in (root / "segments").iterdir():
+        if path.name.endswith((".seg", ".seg.tmp")) and f"segments/{path.name}" not in listed:
+            path.unlink()

@@ -53,7 +53,7 @@ class Ranker:
     Attributes
     ----------
     manifest : of the open bundle.
-    catalog : the open catalogue, or None.
+    catalog : the open catalogue, or None; the generation that the last request saw.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Ranker:
         """
         clock, deadline = Clock(), Deadline.after(deadline_ms)
         wanted = at_least_one("top_k", top_k)
-        found = sort_out(candidates, self.catalog)
+        found = sort_out(candidates, self.newest())
         clock.lap("lookup")
         top = _core.TopK(min(wanted, len(found.ids)))
         skipped = list(found.skipped)
@@ -214,7 +214,7 @@ class Ranker:
 
         An id that came before has the score of its first place. Parameters and errors as in `rank`.
         """
-        found = sort_out(candidates, self.catalog)
+        found = sort_out(candidates, self.newest())
         scores, _ = self.score_found(query, found, user, context, Clock(), Deadline())
         for position, first in found.duplicates.items():
             scores[position] = scores[first]
@@ -273,9 +273,15 @@ class Ranker:
                 if deadline.over:
                     return
 
+    def newest(self) -> Catalog | None:
+        """The catalogue as it is now; a request keeps to it from its first look-up to its end."""
+        if self.catalog is not None:
+            self.catalog = self.catalog.refresh()
+        return self.catalog
+
     def _tables(self, found: Candidates, deadline: Deadline) -> Iterator[Table]:
-        if self.catalog is not None and len(found.rows) and not deadline.over:
-            yield Table(found.row_positions, found.rows, *self.catalog.item_tokens, self.catalog.features, self.catalog.states)
+        if found.catalog is not None and len(found.rows) and not deadline.over:
+            yield Table(found.row_positions, *found.catalog.take(found.rows))
         if found.items and not deadline.over:
             tokens, offsets = self._text.encode_items([self._text.item_text(item) for item in found.items])
             features = self._features.encode_items(found.items) if self._features else NO_FEATURES

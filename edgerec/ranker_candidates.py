@@ -33,6 +33,7 @@ class Candidates:
     item_positions, items : int64 [m], those given whole.
     skipped : (position, reason) of the rest.
     duplicates : position of a duplicate -> position of the first candidate with that id.
+    catalog : whose rows these are.
     """
 
     ids: tuple[str, ...]
@@ -42,6 +43,7 @@ class Candidates:
     items: tuple[Item, ...]
     skipped: tuple[tuple[int, str], ...] = ()
     duplicates: Mapping[int, int] = field(default_factory=dict)
+    catalog: Catalog | None = None
 
     @property
     def count(self) -> int:
@@ -83,7 +85,7 @@ def sort_out(candidates: Iterable[Candidate], catalog: Catalog | None) -> Candid
     rows = catalog.find(named) if catalog is not None else np.empty(0, np.int64)
     repeated = len(set(ids)) < len(ids)
     if named and not given and not repeated and rows[rows.argmin()] >= 0:  # the common case: nothing to sort out
-        return Candidates(ids, None, rows, _NOWHERE, ())
+        return Candidates(ids, None, rows, _NOWHERE, (), catalog=catalog)
     by_id = np.array([i for i in range(len(ids)) if i not in given], np.int64) if given else np.arange(len(ids))
     skipped = [(i, UNKNOWN) for i in by_id[rows < 0].tolist()]
     duplicates: dict[int, int] = {}
@@ -106,6 +108,7 @@ def sort_out(candidates: Iterable[Candidate], catalog: Catalog | None) -> Candid
         items=tuple(given[i] for i in whole),
         skipped=tuple(sorted(skipped)),
         duplicates=duplicates,
+        catalog=catalog,
     )
 
 

@@ -72,7 +72,7 @@ class Cascade:
         """
         clock, deadline = Clock(), Deadline.after(deadline_ms)
         wanted, most = at_least_one("top_k", top_k), self.n if n is None else at_least_one("n", n)
-        found = sort_out(candidates, self.first.catalog)
+        found = sort_out(candidates, self.first.newest())
         clock.lap("lookup")
         scores, done = self.first.score_found(query, found, user, context, clock, deadline)
         usable = ~np.isnan(scores)
@@ -130,7 +130,7 @@ class Cascade:
             if deadline.over:
                 break
             part = slice(begin, begin + step)
-            chosen = sort_out([whole.get(place, found.ids[place]) for place in head[part].tolist()], self.second.catalog)
+            chosen = sort_out([whole.get(place, found.ids[place]) for place in head[part].tolist()], self.second.newest())
             strangers += sum(why == UNKNOWN for _, why in chosen.skipped)
             clock.lap("lookup")
             again[part], asked[part] = self.second.score_found(query, chosen, user, context, clock, deadline)

@@ -130,12 +130,27 @@ class SectionFile:
         """The sections, in file order."""
         return tuple(self._entries)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self._map)
+
+    @property
+    def table_sha256(self) -> str:
+        """SHA-256 of header and table, hex. The table has the SHA-256 of every section: it stands for the whole file."""
+        return hashlib.sha256(self._map[: _HEADER.size + _ENTRY.size * len(self._entries)]).hexdigest()
+
     def column(self, name: str, dtype: Any, rank: int = 1) -> NDArray[Any]:
         """A read-only view of a section. Raises BundleError when it is absent or of another dtype or rank."""
         entry = self._entries.get(name)
         if entry is None or entry.dtype != np.dtype(dtype) or len(entry.shape) != rank:
             found = f"{entry.dtype} of rank {len(entry.shape)}" if entry else "absent"
             raise BundleError(f"{self.path}: section {name!r} is {found}; expected {np.dtype(dtype)} of rank {rank}; build the file again")
+        return self.array(name)
+
+    def array(self, name: str) -> NDArray[Any]:
+        """A read-only view of a section, as it is. Raises KeyError when it is absent."""
+        entry = self._entries[name]
         return np.frombuffer(self._map, entry.dtype, math.prod(entry.shape), entry.offset).reshape(entry.shape)
 
     def verify(self) -> None:

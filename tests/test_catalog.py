@@ -14,13 +14,13 @@ from fixtures_export import make_export
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgerec import catalog_writer
+from edgerec import catalog_columns, catalog_encoder
 from edgerec.builder import build_engine
 from edgerec.bundle import read_json, read_manifest
 from edgerec.catalog import Catalog, CatalogInfo, build_catalog
 from edgerec.errors import BundleError, InputError
 from edgerec.features import FeatureEncoder, FeatureSpec
-from edgerec.segment import SectionFile
+from edgerec.segment import SectionFile, write_sections
 from edgerec.text import TextEncoder, TextSpec
 from edgerec.types import Item
 
@@ -65,12 +65,12 @@ def test_columns_are_what_the_encoders_give(bundle, path):
     text, features = encoders(bundle)
     assert len(catalog) == len(ITEMS)
     assert catalog.ids() == [item.id for item in ITEMS]
-    for found, expected in zip(catalog.item_tokens, text.encode_items([text.item_text(item) for item in ITEMS]), strict=True):
+    for found, expected in zip(catalog.segments[0].item_tokens, text.encode_items([text.item_text(item) for item in ITEMS]), strict=True):
         np.testing.assert_array_equal(found, expected)
     expected = features.encode_items(ITEMS)
-    np.testing.assert_array_equal(catalog.features.hashes, expected.hashes)
-    np.testing.assert_array_equal(catalog.features.offsets, expected.offsets)
-    assert catalog.features.fields == expected.fields == 3
+    np.testing.assert_array_equal(catalog.segments[0].features.hashes, expected.hashes)
+    np.testing.assert_array_equal(catalog.segments[0].features.offsets, expected.offsets)
+    assert catalog.segments[0].features.fields == expected.fields == 3
 
 
 def test_info_names_the_bundle(bundle, path):
@@ -82,7 +82,7 @@ def test_info_names_the_bundle(bundle, path):
 
 
 def test_equal_content_has_an_equal_hash_whatever_the_id(path):
-    content = Catalog.open(path).content
+    content = Catalog.open(path).segments[0].content
     assert content[0] == content[3]
     assert len(set(content.tolist())) == 3
 
@@ -92,7 +92,7 @@ def test_equal_content_has_an_equal_hash_whatever_the_id(path):
 )
 def test_any_change_of_an_item_changes_its_content_hash(bundle, tmp_path, change):
     build_catalog([ITEMS[0], replace(ITEMS[0], id="2", **change)], bundle, tmp_path / "catalog")
-    content = Catalog.open(tmp_path / "catalog").content
+    content = Catalog.open(tmp_path / "catalog").segments[0].content
     assert content[0] != content[1]
 
 
@@ -122,8 +122,8 @@ def test_every_id_is_found_at_its_row(bundle, tmp_path_factory, ids):
 def test_a_catalogue_written_in_many_chunks_is_that_written_in_one(bundle, tmp_path, monkeypatch):
     items = [Item(str(i), f"red lamp {i} " * (i % 5), brand="acme" if i % 3 else "") for i in range(100)]
     build_catalog(items, bundle, tmp_path / "one")
-    monkeypatch.setattr(catalog_writer, "_CHUNK_ITEMS", 7)
-    monkeypatch.setattr(catalog_writer, "_COPY_ROWS", 13)
+    monkeypatch.setattr(catalog_encoder, "CHUNK_ITEMS", 7)
+    monkeypatch.setattr(catalog_columns, "_COPY_ROWS", 13)
     done = []
     build_catalog(iter(items), bundle, tmp_path / "many", progress=done.append)
     assert done == [*range(7, 100, 7), 100]
@@ -136,7 +136,7 @@ def test_a_bundle_without_features_has_a_catalogue_without_feature_columns(featu
     info = build_catalog(ITEMS, featureless, tmp_path / "catalog")
     catalog = Catalog.open(tmp_path / "catalog", verify=True)
     assert info.fields == ()
-    assert catalog.features.fields == len(catalog.features.hashes) == 0
+    assert catalog.segments[0].features.fields == len(catalog.segments[0].features.hashes) == 0
 
 
 def listed(folder):
@@ -145,7 +145,7 @@ def listed(folder):
 
 @pytest.mark.parametrize("rows", [(0, 5), (4, 5), (0, 2)])
 def test_an_id_given_twice_is_an_input_error_that_names_it_and_leaves_nothing(bundle, tmp_path, monkeypatch, rows):
-    monkeypatch.setattr(catalog_writer, "_CHUNK_ITEMS", 2)
+    monkeypatch.setattr(catalog_encoder, "CHUNK_ITEMS", 2)
     ids = [f"id-{i}" for i in range(6)]
     ids[rows[1]] = ids[rows[0]]
     with pytest.raises(InputError, match=rf"items {rows[0] + 1} and {rows[1] + 1} both have the id '{ids[rows[0]]}'"):
@@ -163,8 +163,8 @@ def test_equal_hashes_of_different_ids_are_no_duplicates(bundle, tmp_path, monke
         def hash_packed(self, data, offsets, seed):
             return np.zeros(len(offsets) - 1, np.uint64)
 
-    core = catalog_writer._core
-    monkeypatch.setattr(catalog_writer, "_core", Weak())
+    core = catalog_columns._core
+    monkeypatch.setattr(catalog_columns, "_core", Weak())
     build_catalog([Item(one, "lamp") for one in "abc"], bundle, tmp_path / "catalog")
     with pytest.raises(InputError, match="items 1 and 3 both have the id 'a'"):
         build_catalog([Item(one, "lamp") for one in "aba"], bundle, tmp_path / "other")
@@ -221,23 +221,36 @@ def test_a_damaged_tokenizer_is_found_before_anything_is_written(bundle, tmp_pat
 # ---------------------------------------------------------------------------------------------------------- damage
 
 
+SEGMENT = {"file": "segments/000000.seg", "items": 4, "bytes": 1, "sha256": "0" * 64}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"format": "edgerec-bundle"}, "this is no catalogue"),
-        ({"version": 4}, "version is 4"),
-        ({"items": 5}, "5 items, but its segment has 4"),
+        ({"version": 5}, "version is 5"),
+        ({"version": 2}, "version is 2"),
+        ({"version": "4"}, "version is '4'"),
+        ({"items": 5}, "5 items, but its segments have 4"),
+        ({"items": 3}, "3 items, but its segments have 4"),
         ({"items": "4"}, "items is '4'"),
-        ({"items": 0}, "items is 0"),
+        ({"items": -1}, "items is -1"),
         ({"content_id": None}, "content_id is None"),
         ({"fields": "title_words"}, "fields must be a list"),
         ({"fields": ["a", "b", "c", "d"]}, "offsets of 'features' do not fit"),
         ({"segments": []}, "0 segments"),
-        ({"segments": [{}, {}]}, "2 segments"),
+        ({"segments": [{}, {}]}, "file is None"),
+        ({"segments": [{}] * 1025}, "1025 segments"),
+        ({"version": 3, "segments": [{}, {}]}, "2 segments, expected 1 to 1 in version 3"),
+        ({"generation": -1}, "generation is -1"),
+        ({"generation": None}, "generation is None"),
         ({"segments": [3]}, "segments is int"),
-        ({"segments": [{"file": "../../etc/passwd", "items": 4, "bytes": 1}]}, "is no segment"),
-        ({"segments": [{"file": "segments/000001.seg", "items": 4, "bytes": 1}]}, "cannot be opened"),
-        ({"items": 9, "segments": [{"file": "segments/000000.seg", "items": 9, "bytes": 1}]}, "do not fit"),
+        ({"segments": [{**SEGMENT, "file": "../../etc/passwd"}]}, "is no segment"),
+        ({"segments": [{**SEGMENT, "file": "segments/000001.seg"}]}, "cannot be opened"),
+        ({"segments": [SEGMENT]}, "is not the file that catalog.json lists"),
+        ({"segments": [SEGMENT, SEGMENT], "generation": 1}, "listed twice"),
+        ({"segments": [{**SEGMENT, "sha256": "x"}]}, "sha256 of segments/000000.seg is 'x'"),
+        ({"version": 3, "items": 9, "segments": [{**SEGMENT, "items": 9}]}, "do not fit"),
     ],
 )
 def test_a_catalog_json_that_lies_is_a_bundle_error(path, change, message):
@@ -285,7 +298,10 @@ def rewrite(path, change):
     columns = {name: opened.column(name, e.dtype, len(e.shape)).copy() for name, e in opened._entries.items()}
     change(columns)
     opened.path.unlink()
-    catalog_writer.write_sections(opened.path, columns)
+    size = write_sections(opened.path, columns)
+    info = json.loads((path / "catalog.json").read_text())
+    info["segments"][0] |= {"bytes": size, "sha256": SectionFile(opened.path).table_sha256}
+    (path / "catalog.json").write_text(json.dumps(info))
 
 
 @pytest.mark.parametrize(("name", "length"), [("ids.index.keys", 12), ("ids.index.slots", 4), ("ids.index.keys", 4), ("content", 3)])
@@ -334,6 +350,16 @@ def test_the_index_is_readable_as_documented(path):
             assert slots[place] >= 0
             place = (place + 1) & (len(keys) - 1)
         assert keys[place] == h
+
+
+def test_a_catalogue_of_version_3_opens_as_it_is(path):
+    info = json.loads((path / "catalog.json").read_text())
+    del info["generation"], info["segments"][0]["sha256"]
+    (path / "catalog.json").write_text(json.dumps({**info, "version": 3}))
+    catalog = Catalog.open(path, verify=True)
+    assert catalog.ids() == [item.id for item in ITEMS]
+    assert catalog.info.generation == 0
+    assert catalog.refresh() is catalog
 
 
 def test_the_file_is_found_by_its_magic(path):

@@ -55,7 +55,7 @@ PARTS = {
 
 # One module that may import one module above its layer, and why.
 EXCEPTIONS = {
-    ("edgerec.catalog_writer", "edgerec.engine"): "the states of a mid-fusion student's items are made by the engine that will read them",
+    ("edgerec.catalog_encoder", "edgerec.engine"): "the states of a mid-fusion student's items are made by the engine that will read them",
     ("edgerec.training.scorers", "edgerec.ranker"): "a bundle is judged through the serve path that users get, never a copy of it",
     ("edgerec.training.scorers", "edgerec.catalog"): "that path starts from a catalogue",
 }

@@ -18,13 +18,14 @@ from edgerec.training.student import StudentScorer
 from engine.backends import NARROW, PER_LAYER, Case
 from fixtures_export import make_export
 
-from edgerec import Cascade, Item, Ranker
+from edgerec import Cascade, CatalogWriter, Item, Ranker
 from edgerec.builder import build_engine
 from edgerec.catalog import Catalog, build_catalog
 from edgerec.cli import cli
 from edgerec.corpus import read_items
 from edgerec.engine import MidEngine, open_engine
 from edgerec.errors import BundleError
+from edgerec.states import ItemStates
 from edgerec.text import TextEncoder, TextSpec
 
 CLOSE = 0.02  # a number between two int8 steps may be rounded to either
@@ -121,11 +122,11 @@ def test_without_time_whole_items_are_not_encoded(shop: Shop) -> None:
 
 def test_the_catalogue_holds_what_the_engine_makes(shop: Shop) -> None:
     catalog = Catalog.open(shop.folder / "catalog", verify=True)
-    spec, states = catalog.info.states, catalog.states
+    spec, states = catalog.info.states, catalog.segments[0].states
     assert spec is not None
     assert states is not None
     assert states.values.nbytes + states.scales.nbytes == spec.token_bytes * int(states.offsets[-1])
-    np.testing.assert_array_equal(np.diff(states.offsets), np.diff(catalog.item_tokens[1]) + 1)
+    np.testing.assert_array_equal(np.diff(states.offsets), np.diff(catalog.segments[0].item_tokens[1]) + 1)
     model = json.loads((shop.folder / "bundle" / "model.json").read_text())
     text = TextEncoder(shop.folder / "bundle" / "tokenizer.json", TextSpec.from_json(model["text"]))
     engine = open_engine(shop.folder / "bundle")
@@ -138,13 +139,13 @@ def test_the_catalogue_holds_what_the_engine_makes(shop: Shop) -> None:
 
 
 def test_chunks_do_not_change_what_is_stored(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgerec import catalog_writer
+    from edgerec import catalog_columns, catalog_encoder
 
     done: list[int] = []
-    monkeypatch.setattr(catalog_writer, "_ENCODED_ITEMS", 5)
-    monkeypatch.setattr(catalog_writer, "_COPY_ROWS", 100)
+    monkeypatch.setattr(catalog_encoder, "ENCODED_ITEMS", 5)
+    monkeypatch.setattr(catalog_columns, "_COPY_ROWS", 3)
     build_catalog(shop.items, shop.folder / "bundle", tmp_path / "catalog", progress=done.append)
-    one, other = (Catalog.open(path, verify=True).states for path in (tmp_path / "catalog", shop.folder / "catalog"))
+    one, other = (Catalog.open(path, verify=True).segments[0].states for path in (tmp_path / "catalog", shop.folder / "catalog"))
     assert one is not None
     assert other is not None
     assert done == [5, 10, 15, 20, 22]
@@ -190,17 +191,44 @@ def test_its_catalogue_serves_a_cross_student_of_the_same_text_and_features(shop
         Ranker.open(tmp_path / "other", catalog=catalog)
 
 
+def test_items_that_came_later_score_as_what_they_say(shop: Shop, tmp_path: Path) -> None:
+    shutil.copytree(shop.folder / "catalog", tmp_path / "catalog")
+    changed = [
+        dataclasses.replace(shop.items[3], title="green chair"),
+        Item("late", "black wood table " * 3, brand="acme"),
+        Item("bare", ""),
+    ]
+    now = [*shop.items[:3], changed[0], *shop.items[4:], *changed[1:]]
+    with (
+        Ranker.open(shop.folder / "bundle", catalog=tmp_path / "catalog", threads=2) as ranker,
+        CatalogWriter.open(tmp_path / "catalog", shop.folder / "bundle", threads=1) as writer,
+    ):
+        for compacted in (False, True):
+            generation = writer.compact() if compacted else writer.upsert(changed)
+            by_id = ranker.score("green chair", [item.id for item in now])
+            np.testing.assert_allclose(by_id, shop.scorer.score("green chair", now), atol=CLOSE)
+            assert ranker.catalog is not None
+            assert ranker.catalog.info.generation == generation
+        writer.delete(["late"])
+        assert ranker.rank("green chair", ["late", "bare"]).ids == ("bare",)
+    Catalog.open(tmp_path / "catalog", verify=True)
+
+
+def stored(catalog: Catalog) -> ItemStates:
+    states = catalog.segments[0].states
+    assert states is not None
+    return states
+
+
 def test_offsets_out_of_place_are_a_damaged_catalogue(shop: Shop) -> None:
     catalog = Catalog.open(shop.folder / "catalog")
-    assert catalog.states is not None
-    for wrong in (-5, 10**9, int(catalog.states.offsets[4])):
-        offsets = catalog.states.offsets.copy()
+    for wrong in (-5, 10**9, int(stored(catalog).offsets[4])):
+        offsets = stored(catalog).offsets.copy()
         offsets[3] = wrong
-        catalog.states = dataclasses.replace(catalog.states, offsets=offsets)
+        catalog.segments[0].states = dataclasses.replace(stored(catalog), offsets=offsets)
         with Ranker.open(shop.folder / "bundle", catalog=catalog) as ranker, pytest.raises(BundleError, match="damaged"):
             ranker.score("lamp", shop.ids)
         catalog = Catalog.open(shop.folder / "catalog")
-        assert catalog.states is not None
 
 
 def test_the_command_builds_it_and_says_what_an_item_costs(shop: Shop, tmp_path: Path) -> None:

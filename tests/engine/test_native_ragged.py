@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgerec.builder import build_engine
-from edgerec.catalog_writer import build_catalog
+from edgerec.catalog import build_catalog
 from edgerec.engine import RaggedEngine, open_engine
 from edgerec.engine.native import NativeEngine
 from edgerec.errors import EngineError
