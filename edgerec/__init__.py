@@ -1,6 +1,7 @@
 """edgerec: rankers that run inside the search server.
 
-``import edgerec`` loads NumPy and nothing heavier: `Ranker`, `Cascade`, `Catalog` and `CatalogWriter` are imported when they are first used.
+``import edgerec`` loads NumPy and nothing heavier: `Ranker`, `Cascade`, `Catalog` and `CatalogWriter` are imported when they are first
+used.
 """
 
 from __future__ import annotations

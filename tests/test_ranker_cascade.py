@@ -41,6 +41,9 @@ class Stub:
         self.manifest = SimpleNamespace(model_version=version)
         self.asked: list[str] = []
 
+    def newest(self) -> SimpleNamespace:
+        return self.catalog
+
     def _find(self, ids: Sequence[str]) -> NDArray[np.int64]:
         return np.array([0 if name in self.scores else -1 for name in ids], np.int64)
 

@@ -115,6 +115,10 @@ def build_engine(
         raise BuildError(f"backend {backend!r} with precision {precision!r} cannot be built; the builder knows {known}")
     if activations not in ACTIVATIONS:
         raise BuildError(f"activations is {activations!r}, expected one of {', '.join(ACTIVATIONS)}")
+    if activations != "token" and (precision != "int8" or backend not in (None, "ort")):
+        raise BuildError(
+            f"activations = {activations!r} are of int8 on ort; {precision} on {backend or 'the default backend'} has no such choice"
+        )
     clock = _Clock()
     try:
         check_target(bundle, replace=replace)

@@ -105,6 +105,9 @@ def test_int8_by_token_is_closer_and_knows_no_company(export: Path, tmp_path: Pa
     assert token.batch_max_abs_diff < 1e-4 < batch.batch_max_abs_diff
     with pytest.raises(BuildError, match="expected one of batch, token, static"):
         build_engine(export, tmp_path / "x", precision="int8", activations="row", backend="ort")
+    for backend, precision in (("native", "int8"), ("ort", "fp32"), (None, "fp32")):
+        with pytest.raises(BuildError, match="no such choice"):
+            build_engine(export, tmp_path / "x", precision=precision, activations="static", backend=backend)
 
 
 def test_static_int8_is_calibrated_and_knows_no_company(export: Path, tmp_path: Path) -> None:
