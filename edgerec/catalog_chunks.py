@@ -119,7 +119,7 @@ def run_folder(target: Path, resume: bool) -> Iterator[Path]:
     try:
         run.mkdir(exist_ok=resume)
     except FileExistsError as e:
-        raise BundleError(f"{run} exists: a build is under way, or was killed; resume it, or remove the folder") from e
+        raise BundleError(f"{run} exists: a build is under way, or was killed; go on with resume (--resume), or remove the folder") from e
     shutil.rmtree(run / "catalog", ignore_errors=True)  # of a build that was killed at its end
     done = False
     try:
