@@ -132,6 +132,18 @@ def test_a_finished_chunk_is_made_again_when_it_is_not_what_is_wanted(bundle, tm
     assert_same(tmp_path / "catalog", tmp_path / "expected")
 
 
+def test_two_builds_of_one_catalogue_do_not_mix(bundle, fresh, tmp_path, encoded):
+    def source():
+        yield from ITEMS[:12]
+        for resume in (False, True):
+            with pytest.raises(BundleError, match=r"catalog\.run exists" if not resume else "another process is building"):
+                build_catalog(ITEMS, bundle, tmp_path / "catalog", resume=resume)
+        yield from ITEMS[12:]
+
+    build_catalog(source(), bundle, tmp_path / "catalog")
+    assert_same(tmp_path / "catalog", fresh)
+
+
 def test_without_resume_a_build_that_fails_leaves_nothing(bundle, tmp_path, encoded):
     with pytest.raises(RuntimeError):
         build_catalog(until(12), bundle, tmp_path / "catalog")
