@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -15,12 +16,11 @@ from .catalog_columns import Columns, count_items, hash_ids, write_segment
 from .catalog_encoder import ItemEncoder
 from .catalog_info import CatalogInfo, sync_folder, write_info
 from .catalog_snapshot import Catalog
+from .catalog_workers import Crew, encode_here, encode_in_processes
 from .errors import BundleError, InputError
 from .types import Item
 
 SEGMENT_FILE = "segments/000000.seg"
-Submit = Callable[[Sequence[Item], int], Callable[[], Columns]]
-"""Starts to encode items, of which the first has this number; what it returns waits for the columns."""
 
 
 def build_catalog(
@@ -30,6 +30,8 @@ def build_catalog(
     *,
     progress: Callable[[int], None] | None = None,
     threads: int | None = None,
+    workers: int = 1,
+    engine: str = "local",
     resume: bool = False,
     previous: str | os.PathLike[str] | None = None,
 ) -> CatalogInfo:
@@ -44,23 +46,32 @@ def build_catalog(
     bundle : the bundle whose tokenizer, text layout and feature spec are used.
     catalog : the folder to create; it must not exist.
     progress : called with the number of items done, after every chunk.
-    threads : of the engine that encodes items; None: the cores this process may use.
+    threads : of the engine that encodes items; None: the cores this process may use, or one for each of several workers.
+    workers : processes that encode items; the files are the same for any number, but for the time in ``catalog.json``. With more than one
+        a program must guard its main module (``if __name__ == "__main__"``), as `multiprocessing` asks.
+    engine : ``local``, or ``ray``: items are encoded on the Ray cluster that this process is connected to, or that of ``RAY_ADDRESS`` or of
+        this machine, by as many tasks at once as it has room for; `workers` does not count. Needs the extra ``edgerec[ray]``.
     resume : go on from the chunks that an earlier build of this catalogue has left; chunks whose items or bundle are others now are made
         again. Keeps the chunks, too, when this build fails.
     previous : a catalogue of the same ``content_id``: items that it has, unchanged, are copied from it.
 
     Raises
     ------
-    InputError : no item, an item of a wrong type, an empty id, or an id that came before (the message names it).
+    InputError : `workers` is below 1, `engine` is unknown, no item, an item of a wrong type, an empty id, or an id that came before (the
+        message names it).
     BundleError : the bundle or `previous` is damaged, `previous` was made for another model, or the folder exists or cannot be written.
-    EngineError : the engine that encodes items cannot be loaded on this machine, or fails.
+    EngineError : the engine that encodes items cannot be loaded on this machine, or fails; a worker died, or there is no cluster.
+    MissingExtraError : `engine` is ``ray``, and ray is not installed.
     """
+    if workers < 1 or engine not in ("local", "ray"):
+        raise InputError(f"workers is {workers} and engine {engine!r:.80}; expected at least 1, and 'local' or 'ray'")
     target = Path(catalog)
     with ItemEncoder(bundle, threads=threads) as encoder:
         old = None if previous is None else _open_previous(previous, encoder)
         try:
             with run_folder(target, resume) as run:
-                chunks = list(_write_chunks(plan_chunks(items, encoder, run, old), _encode_here(encoder), 1, progress))
+                with _crew(encoder, bundle, engine, workers, threads) as crew:
+                    chunks = list(_write_chunks(plan_chunks(items, encoder, run, old), crew, progress))
                 if not chunks:
                     raise InputError("there are no items to build a catalogue from")
                 _refuse_duplicates(chunks)
@@ -85,17 +96,23 @@ def build_catalog(
     return info
 
 
-def _encode_here(encoder: ItemEncoder) -> Submit:
-    return lambda items, first: lambda: encoder.encode(items, first)
+def _crew(
+    encoder: ItemEncoder, bundle: str | os.PathLike[str], engine: str, workers: int, threads: int | None
+) -> AbstractContextManager[Crew]:
+    if engine == "ray":
+        from .catalog_ray import encode_on_ray
+
+        return encode_on_ray(bundle, threads or 1)
+    return encode_here(encoder) if workers == 1 else encode_in_processes(bundle, workers, threads or 1)
 
 
-def _write_chunks(chunks: Iterable[Chunk], submit: Submit, window: int, progress: Callable[[int], None] | None) -> Iterator[ChunkFile]:
-    """Make the files that are not there yet, at most `window` at once; yields all, in order."""
+def _write_chunks(chunks: Iterable[Chunk], crew: Crew, progress: Callable[[int], None] | None) -> Iterator[ChunkFile]:
+    """Make the files that are not there yet; yields all, in order."""
     waiting: deque[tuple[Chunk, Callable[[], Columns] | None]] = deque()
     source, done = iter(chunks), 0
     while True:
-        while len(waiting) < window and (chunk := next(source, None)) is not None:
-            waiting.append((chunk, submit(chunk.missing, chunk.first) if chunk.missing else None))
+        while len(waiting) < crew.ahead and (chunk := next(source, None)) is not None:
+            waiting.append((chunk, crew.submit(chunk.missing, chunk.first) if chunk.missing else None))
         if not waiting:
             return
         chunk, result = waiting.popleft()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import itertools
 import json
@@ -110,7 +111,7 @@ def run_folder(target: Path, resume: bool) -> Iterator[Path]:
 
     Raises
     ------
-    BundleError : `target` exists, or the folder does and is not to be resumed.
+    BundleError : `target` exists; the folder exists and is not to be resumed, or another process builds in it.
     """
     if target.exists() or target.is_symlink():
         raise BundleError(f"{target} exists; give a new path for the catalogue")
@@ -119,16 +120,22 @@ def run_folder(target: Path, resume: bool) -> Iterator[Path]:
     try:
         run.mkdir(exist_ok=resume)
     except FileExistsError as e:
-        raise BundleError(f"{run} exists: a build is under way, or was killed; resume it, or remove the folder") from e
-    shutil.rmtree(run / "catalog", ignore_errors=True)  # of a build that was killed at its end
-    done = False
+        raise BundleError(f"{run} exists: a build is under way, or was killed; go on with resume (--resume), or remove the folder") from e
+    lock, done = os.open(run, os.O_RDONLY), False
     try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            resume = True  # the folder is not ours to remove
+            raise BundleError(f"another process is building {target}; wait for it, or give another path") from e
+        shutil.rmtree(run / "catalog", ignore_errors=True)  # of a build that was killed at its end
         yield run
         done = True
     finally:
         _open_file.cache_clear()
         if done or not resume:
             shutil.rmtree(run, ignore_errors=True)
+        os.close(lock)
 
 
 def _key(encoder: ItemEncoder, ids: Sequence[bytes], content: Sequence[str]) -> str:

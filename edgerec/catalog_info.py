@@ -131,10 +131,10 @@ def read_info(root: Path) -> tuple[CatalogInfo, Stamp]:
         raise BundleError(f"{root}: {e}") from e
 
 
-def read_stamp(root: Path) -> Stamp | None:
+def read_stamp(file: str | Path) -> Stamp | None:
     """What tells one ``catalog.json`` from the next without reading it; None where there is none."""
     try:
-        return _stamp(os.stat(root / CATALOG))
+        return _stamp(os.stat(file))
     except FileNotFoundError:
         return None
 
@@ -142,7 +142,7 @@ def read_stamp(root: Path) -> Stamp | None:
 def write_info(root: Path, info: CatalogInfo) -> None:
     """Put a new ``catalog.json`` in the place of the old one, and sync it and the folder. Raises OSError."""
     path, partial = root / CATALOG, root / f"{CATALOG}.tmp"
-    old = read_stamp(root)
+    old = read_stamp(path)
     with open(partial, "w", encoding="utf-8") as f:
         json.dump(info.to_json(), f, indent=1)
         f.flush()

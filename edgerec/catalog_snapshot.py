@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .catalog_columns import RAGGED, join, take
-from .catalog_info import CatalogInfo, Stamp, read_info, read_stamp
+from .catalog_info import CATALOG, CatalogInfo, Stamp, read_info, read_stamp
 from .catalog_segment import CatalogSegment, newest
 from .errors import BundleError
 from .features import NO_FEATURES, ItemFeatures
@@ -72,11 +72,11 @@ class Catalog:
         BundleError : another catalogue was put in this one's place, or the new generation is damaged.
         """
         folder = self._folder
-        stamp, latest = read_stamp(folder.root), folder.latest
+        stamp, latest = read_stamp(folder.file), folder.latest
         if latest is None or stamp in (None, latest._stamp):
             return latest or self
         with folder.lock:
-            if read_stamp(folder.root) != folder.latest._stamp:  # type: ignore[union-attr]  # set once, never unset
+            if read_stamp(folder.file) != folder.latest._stamp:  # type: ignore[union-attr]  # set once, never unset
                 folder.latest = _load(folder, folder.latest)
             return folder.latest  # type: ignore[return-value]
 
@@ -176,10 +176,10 @@ class Catalog:
 class _Folder:
     """What the open generations of one folder share: the newest of them, opened once for all threads."""
 
-    __slots__ = ("latest", "lock", "root")
+    __slots__ = ("file", "latest", "lock", "root")
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.file = root, os.fspath(root / CATALOG)
         self.lock = threading.Lock()
         self.latest: Catalog | None = None
 
@@ -196,7 +196,7 @@ def _load(folder: _Folder, open_one: Catalog | None) -> Catalog:
             segments = tuple(ready.get(entry) or CatalogSegment(root / entry.file, entry, info) for entry in info.segments)
         except BundleError:
             # A writer may have merged the segments away in between; then there is a newer list.
-            if left and read_stamp(root) not in (None, stamp):
+            if left and read_stamp(folder.file) not in (None, stamp):
                 continue
             raise
         return Catalog(info, segments, folder, stamp)

@@ -271,6 +271,7 @@ def _take_lock(root: Path) -> int:
 
 def _clear(root: Path, catalog: Catalog) -> None:
     """Remove segments that no generation lists: written by a writer that died before it published them, or merged away."""
+    (root / f"{CATALOG}.tmp").unlink(missing_ok=True)
     listed = {segment.entry.file for segment in catalog.segments}
     for path in (root / "segments").iterdir():
         if path.name.endswith((".seg", ".seg.tmp")) and f"segments/{path.name}" not in listed:

@@ -84,9 +84,29 @@ def build_engine(
 @click.argument("corpus", type=EXISTING_FILE)
 @click.argument("bundle", type=EXISTING_FOLDER)
 @click.argument("catalog", type=NEW_FOLDER)
-@threads
+@click.option("--previous", type=EXISTING_FOLDER, help="A catalogue for the same model: unchanged items are copied from it.")
+@click.option("--resume", is_flag=True, help="Go on from what an earlier run has left in CATALOG.run; keep it if this one fails.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that encode items.")
+@click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    type=click.Choice(["local", "ray"]),
+    help="Where they work: here, or on a cluster.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Engine threads of each.  [default: all processors; 1 with several workers]")
 @as_json
-def build_catalog(corpus: Path, bundle: Path, catalog: Path, threads: int | None, as_json: bool) -> None:
+def build_catalog(
+    corpus: Path,
+    bundle: Path,
+    catalog: Path,
+    previous: Path | None,
+    resume: bool,
+    workers: int,
+    engine: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     """Tokenise and hash every item of CORPUS (corpus.jsonl or .gz) once, for one BUNDLE, into a memory-mapped CATALOG.
 
     For a mid-fusion student every item is encoded, too: its states are stored. Other students use no threads here.
@@ -94,12 +114,23 @@ def build_catalog(corpus: Path, bundle: Path, catalog: Path, threads: int | None
     \b
     Example:
       edgerec build-catalog shop/corpus.jsonl bundle catalog
+      edgerec build-catalog shop/corpus.jsonl bundle catalog-2 --previous catalog --workers 4
     """
     from .catalog import build_catalog as run
     from .corpus import read_items
 
     with counter("items") as progress:
-        info = run(read_items(corpus), bundle, catalog, progress=progress, threads=threads)
+        info = run(
+            read_items(corpus),
+            bundle,
+            catalog,
+            progress=progress,
+            threads=threads,
+            workers=workers,
+            engine=engine,
+            resume=resume,
+            previous=previous,
+        )
     show({**info.to_json(), "bytes_per_item": round(info.bytes_per_item, 1)}, as_json=as_json)
 
 

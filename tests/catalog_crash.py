@@ -162,8 +162,8 @@ def kill_everywhere(bundle: Path, folder: Path, _: int) -> None:
         check(Catalog.open(copy), encoder, states[done : done + 2])
         with CatalogWriter.open(copy, bundle) as writer:  # the next one clears away what is left
             listed = {segment.entry.file for segment in writer.catalog.segments}
-            found = {f"segments/{path.name}" for path in (copy / "segments").iterdir()}
-            if found != listed:
+            found = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+            if found != listed | {"catalog.json", "writer.lock"}:
                 raise SystemExit(f"kill {kills}: the folder has {found}, listed are {listed}")
         shutil.rmtree(copy)
         if not status:

@@ -293,6 +293,29 @@ def test_progress_goes_to_a_terminal_only(served: Path, shop: Path, tmp_path: Pa
     assert ok("build-catalog", shop / "corpus.jsonl", served / "bundle", tmp_path / "catalog").stderr == ""
 
 
+def test_build_catalog_copies_what_has_not_changed(served: Path, shop: Path, tmp_path: Path) -> None:
+    words = ("build-catalog", shop / "corpus.jsonl", served / "bundle", tmp_path / "catalog", "--previous", served / "catalog", "--json")
+    told = json.loads(ok(*words).stdout)
+    before = json.loads((served / "catalog" / "catalog.json").read_text(encoding="utf-8"))
+    assert told["segments"] == before["segments"]
+    assert told["bytes_per_item"] == round(before["segments"][0]["bytes"] / before["items"], 1)
+
+
+def test_build_catalog_says_how_to_go_on_after_a_kill(served: Path, shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "catalog.run").mkdir()
+    words = ("build-catalog", shop / "corpus.jsonl", served / "bundle", tmp_path / "catalog")
+    result = run(*words)
+    assert (result.exit_code, "--resume" in result.stderr) == (1, True)
+    ok(*words, "--resume")
+    assert [path.name for path in tmp_path.iterdir()] == ["catalog"]
+
+
+def test_without_ray_build_catalog_says_what_to_install(served: Path, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = run("build-catalog", shop / "corpus.jsonl", served / "bundle", tmp_path / "catalog", "--engine", "ray")
+    assert (result.exit_code, result.stderr) == (1, "error: ray is not installed; run: pip install 'edgerec[ray]'\n")
+
+
 def open_when_read(pipe: Path, reader: subprocess.Popen[str]) -> int:
     """Open a named pipe for writing once the reader has opened its end; fails, and does not hang, when the reader dies first."""
     while True:

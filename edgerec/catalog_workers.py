@@ -1,0 +1,70 @@
+"""Who encodes the items of a build: this process, or several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from .catalog_columns import Columns
+from .catalog_encoder import ItemEncoder
+from .errors import EngineError
+from .types import Item
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Those who encode.
+
+    Attributes
+    ----------
+    submit : starts to encode items, of which the first has the given number; what it returns waits for the columns.
+    ahead : chunks to hand over before the columns of the first are asked for.
+    """
+
+    submit: Callable[[Sequence[Item], int], Callable[[], Columns]]
+    ahead: int
+
+
+@contextmanager
+def encode_here(encoder: ItemEncoder) -> Iterator[Crew]:
+    """Encode in this process, when the columns are asked for."""
+    yield Crew(lambda items, first: lambda: encoder.encode(items, first), 1)
+
+
+@contextmanager
+def encode_in_processes(bundle: str | os.PathLike[str], workers: int, threads: int) -> Iterator[Crew]:
+    """Encode in processes of their own, each with an encoder of `bundle` on `threads` threads.
+
+    Raises
+    ------
+    EngineError : a process died, as one does that the system kills for memory.
+    """
+    # Spawned, not forked: a fork would take over locks of threads that it does not have.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare, initargs=(os.fspath(bundle), threads))
+    try:
+        yield Crew(lambda items, first: pool.submit(_encode, items, first).result, 2 * workers)
+    except BrokenProcessPool as e:
+        raise EngineError(f"one of {workers} processes that encode items died: {e}; try fewer, and go on with resume") from e
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_bundle, _threads = "", 1
+_encoder: ItemEncoder | None = None
+
+
+def _prepare(bundle: str, threads: int) -> None:
+    global _bundle, _threads
+    _bundle, _threads = bundle, threads
+
+
+def _encode(items: Sequence[Item], first: int) -> Columns:
+    global _encoder
+    if _encoder is None:  # here, not in _prepare: its errors must reach the caller
+        _encoder = ItemEncoder(_bundle, threads=_threads)
+    return _encoder.encode(items, first)
