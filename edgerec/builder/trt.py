@@ -121,6 +121,8 @@ def compile_tensorrt(export: Export, precision: str, options: GpuOptions, step: 
         raise BuildError(f"{export.folder}: TensorRT plans are built of cross students only, this one is mid-fusion; use --backend ort")
     here = runtime or this_runtime()
     flavour, targets = _flavour(options, here)
+    if flavour == "tensorrt_rtx" and options.timing_cache is not None:
+        raise BuildError("TensorRT for RTX measures no kernels when it builds; leave --timing-cache out")
     buckets = options.buckets or choose_buckets(export.calibration.batch.attention_mask, export.limits.tokens)
     buckets = check_buckets(buckets, export.limits.tokens)
     slots = export.calibration.batch.feature_ids.shape[1] if export.limits.buckets else 0
@@ -207,7 +209,7 @@ def _flavour(options: GpuOptions, here: Runtime) -> tuple[str, tuple[str, ...]]:
         raise BuildError(f"full TensorRT builds on the GPU it will serve on alone: {here.gpu.reason}; for another, use TensorRT for RTX")
     found = [flavour for flavour in wanted if flavour in here.versions]
     if not found:
-        raise BuildError(f"{' or '.join(wanted)} is not installed; run: pip install 'edgerec[tensorrt]'")
+        raise BuildError(f"{' or '.join(wanted)} is not installed; run: pip install 'edgerec[{_EXTRAS[wanted[0]]}]'")
     if found[0] == "tensorrt":
         if ahead:
             raise BuildError(f"full TensorRT cannot build for {', '.join(options.targets)}: it builds for {here.gpu.target} here")
@@ -243,6 +245,7 @@ def _build(
         return str(answer["version"]), (folder / "engine.plan").read_bytes(), answer["inspector"]
 
 
+_EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 _ADVICE = "Try another precision or fewer buckets; --backend native or ort serves the student without a GPU"
 
 

@@ -71,6 +71,8 @@ class Stream:
 
 
 class DeviceAllocation:
+    _address = 0
+
     def __init__(self, size: int) -> None:
         self._address = _guarded(lambda: gpu.MEMORY.allocate(size))
         gpu.COUNTS["allocations"] += 1

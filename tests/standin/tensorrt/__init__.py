@@ -277,8 +277,10 @@ class Context:
         def work() -> None:
             gpu.MEMORY.view(*scratch)[:] = gpu.GARBAGE
             feeds = {n: gpu.MEMORY.view(addresses[n], 4 * prod(shapes[n])).view(kind) for n, kind in engine.inputs.items()}
-            # A GPU reads whatever lies at an address that is out of range; here it is an error.
-            (logits,) = engine.session.run(["logits"], {n: feeds[n].reshape(shapes[n]).copy() for n in feeds})
+            try:
+                (logits,) = engine.session.run(["logits"], {n: feeds[n].reshape(shapes[n]).copy() for n in feeds})
+            except Exception as error:  # a GPU would read whatever lies where an id points
+                raise gpu.Failure(f"an illegal memory access was encountered: {error}") from error
             gpu.MEMORY.view(addresses["logits"], logits.nbytes)[:] = logits.view(np.uint8)
 
         gpu.QUEUES[stream].put(work)
