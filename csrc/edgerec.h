@@ -396,6 +396,27 @@ int64_t edr_topk_count(edr_topk *top);
  */
 edr_status edr_topk_finish(edr_topk *top, int64_t *indices, float *scores, int64_t *count);
 
+/* ---------------------------------------------------------------------------------------------------- scan (scan.c)
+ * Scores for a whole catalogue when there is no first stage: one short int8 vector an item. Feed them to an edr_topk. */
+
+/* The widest vectors: a sum of so many products of two int8 stays below 2^31 in every kernel. */
+#define EDR_SCAN_MAX_WIDTH 65536
+
+/*
+ * Score n vectors against one: scores[i] = (float)(sum over j of query[j] * vectors[i * width + j]) * (query_scale * scales[i]).
+ * The sum is an exact integer and the rest is rounded in this order, so every instruction set gives the same bits.
+ *
+ * query    int8 [width], any values; query_scale is what its numbers are multiples of
+ * vectors  int8 [n, width], need not be aligned
+ * scales   float32 [n]; NaN and infinity go through to the score
+ * width    1 .. EDR_SCAN_MAX_WIDTH
+ * isa      kernels to use, e.g. edr_isa_best()
+ * scores   float32 [n]
+ * Fails with EDR_E_NULL, EDR_E_SIZE (n < 0, width), EDR_E_ISA.
+ */
+edr_status edr_scan(const int8_t *query, float query_scale, const int8_t *vectors, const float *scales, int64_t n, int64_t width, int isa,
+                    float *scores);
+
 #ifdef __cplusplus
 }
 #endif

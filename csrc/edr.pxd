@@ -1,7 +1,7 @@
 # cython: language_level=3
 """edgerec.h, as Cython reads it. The header is the documentation."""
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
 
 cdef extern from "edgerec.h" nogil:
     enum: EDR_OK, EDR_E_SIZE, EDR_E_OFFSETS, EDR_E_ROW, EDR_E_VALUE, EDR_E_SPACE, EDR_MAX_TEMPLATES, EDR_MAX_NAMES, EDR_ISA_COUNT
@@ -64,3 +64,6 @@ cdef extern from "edgerec.h" nogil:
     int edr_topk_push_at(edr_topk *top, const float *scores, const int64_t *indices, int64_t n)
     int64_t edr_topk_count(edr_topk *top)
     int edr_topk_finish(edr_topk *top, int64_t *indices, float *scores, int64_t *count)
+    int64_t EDR_SCAN_MAX_WIDTH
+    int edr_scan(const int8_t *query, float query_scale, const int8_t *vectors, const float *scales, int64_t n, int64_t width, int isa,
+                 float *scores)

@@ -1,4 +1,4 @@
-"""The C core (csrc/edgerec.h): hashing, feature rows, token rows, identifier look-up, top-k.
+"""The C core (csrc/edgerec.h): hashing, feature rows, token rows, identifier look-up, top-k, scan.
 
 Arrays must have exactly the stated dtype, one dimension, and be C-contiguous; nothing is converted silently and no
 argument is changed. Read-only arrays and memory maps are fine. Every function raises InputError for wrong types, dtypes,
@@ -194,3 +194,13 @@ class TopK:
 
     def finish(self) -> tuple[_I64, _F32]:
         """What `topk` returns, of all that was offered. More may be pushed afterwards."""
+
+def scan(query: NDArray[np.int8], query_scale: float, vectors: NDArray[np.int8], scales: _F32) -> _F32:
+    """Scores of N int8 vectors against one, float32 [N]: the exact integer dot product times ``query_scale * scales[i]``, as float32.
+
+    Parameters
+    ----------
+    query : int8 [W], W from 1 to 65536
+    vectors : int8 [N * W], end to end
+    scales : float32 [N]; NaN and infinity go through
+    """

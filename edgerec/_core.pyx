@@ -11,7 +11,7 @@ from cpython.list cimport PyList_CheckExact, PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_Check
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
 
 from edr cimport *
 
@@ -373,3 +373,26 @@ cdef class TopK:
             return _finish(&self.top)
         finally:
             self.busy = False
+
+
+# ---- scan ----
+
+def scan(query, query_scale, vectors, scales):
+    cdef const int8_t *q = <int8_t *> _array(query, cnp.NPY_INT8, "query", "int8")
+    cdef const int8_t *v = <int8_t *> _array(vectors, cnp.NPY_INT8, "vectors", "int8")
+    cdef const float *s = <float *> _array(scales, cnp.NPY_FLOAT32, "scales", "float32")
+    cdef int64_t width = _size(query), n = _size(scales)
+    cdef float factor
+    try:
+        factor = query_scale
+    except TypeError:
+        raise InputError(f"query_scale must be a number, got {type(query_scale).__name__}") from None
+    if not 1 <= width <= EDR_SCAN_MAX_WIDTH or _size(vectors) != n * width:
+        raise InputError(
+            f"query must have 1 .. {EDR_SCAN_MAX_WIDTH} numbers and vectors as many for each of the {n} scales; got {width} and {len(vectors)}"
+        )
+    cdef cnp.ndarray scores = _new(n, cnp.NPY_FLOAT32)
+    cdef float *to = <float *> cnp.PyArray_DATA(scores)
+    with nogil:
+        edr_scan(q, factor, v, s, n, width, _isa, to)
+    return scores
