@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from . import _core
 from .bundle import read_file, read_json, read_manifest, verify_bundle
 from .catalog import Catalog
-from .engine import Engine, MidEngine, RaggedEngine, open_engine
+from .engine import Engine, MidEngine, RaggedEngine, RaggedMidEngine, open_engine
 from .engine.machine import usable_cores
 from .errors import BundleError, InputError
 from .features import NO_FEATURES, FeatureEncoder, FeatureSpec, check_golden
 from .manifest import Manifest
 from .ranker_batches import Batcher, Table
 from .ranker_candidates import Candidate, Candidates, sort_out
-from .ranker_deadline import Deadline, Scored, score_ragged, score_rows, score_states
+from .ranker_deadline import Deadline, Scored, score_ragged, score_ragged_states, score_rows, score_states
 from .ranker_lanes import Lanes
 from .ranker_states import StateBatcher
 from .states import StateSpec
@@ -76,6 +76,8 @@ class Ranker:
         self._run: Callable[..., Scored]
         if ragged:
             self._batches, self._run = Batcher(text.spec, features).ragged, score_ragged
+        elif isinstance(engine, RaggedMidEngine):
+            self._batches, self._run = StateBatcher(text.spec, features).ragged, score_ragged_states
         elif self._mid is not None:
             self._batches, self._run = StateBatcher(text.spec, features, lanes=lanes).waves, score_states
         else:
