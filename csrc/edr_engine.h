@@ -12,6 +12,8 @@
  * differs between instruction sets in the last places: integer sums are exact everywhere, float sums are rounded in the
  * order that suits the set.
  *
+ * A mid-fusion student is ranked over states of items that were encoded before: edr_encode_all and edr_rank_all, at the end.
+ *
  * Shape letters: N rows, t tokens of a row, H hidden, A heads, S numbers of a head, I inner (feed-forward) size, F feature
  * slots, D feature width, V vocabulary.
  *
@@ -48,6 +50,26 @@ typedef struct edr_layer {
     const float *attention_norm, *output_norm; /* [2, H]: scale, shift */
 } edr_layer;
 
+/* How an item's states are stored (docs/formats.md, "A mid-fusion student"). */
+enum { EDR_STATES_FP32 = 0, EDR_STATES_INT8 = 1, EDR_STATES_FP16 = 2 };
+
+/*
+ * What a mid-fusion student has more: an item encoder, and in the joint layers maps from an item's states to keys and values. The
+ * first query_layers of the model's layers see the query alone, the others are joint. All 0 for a cross student.
+ */
+typedef struct edr_mid {
+    int64_t query_layers, item_layers;
+    int64_t item_start;            /* the position of an item's first token; the most tokens of a query */
+    int64_t query_type, item_type; /* token types of the two sides */
+    int64_t groups, width;         /* G, W: a token has G states of W numbers */
+    int state_kind;                /* EDR_STATES_... */
+    const int32_t *keeps;          /* [G]: after how many item layers a state is taken, ascending */
+    const int32_t *reads;          /* [layers - query_layers]: the state that a joint layer reads, 0 .. G - 1 */
+    edr_layer item[EDR_MAX_LAYERS];
+    edr_linear narrow[EDR_MAX_LAYERS]; /* float32, [G]: H to W, rounded up to panels; unused where W is H */
+    edr_linear state[EDR_MAX_LAYERS];  /* of a joint layer: W, rounded up to 32, to the layer's keys and then its values */
+} edr_mid;
+
 /* The model: sizes, and pointers into the file. Private, but for the sizes. */
 typedef struct edr_model {
     int64_t hidden, head_size, layers, vocab, positions, types;
@@ -62,6 +84,7 @@ typedef struct edr_model {
     edr_linear pooler, feature_mlp; /* float32 */
     const float *feature_table;     /* [buckets, D] */
     const float *head;              /* [H + feature_hidden + 1]: weights, then the bias */
+    edr_mid mid;
 } edr_model;
 
 /*
@@ -114,11 +137,11 @@ edr_status edr_row_lengths(const int32_t *mask, int64_t rows, int64_t width, int
  * at       the row at fault
  * Fails with EDR_E_NULL, EDR_E_SIZE (rows, slots; slots of a model without features), EDR_E_OFFSETS (a row lies outside ids),
  * EDR_E_SPACE (a row is empty or longer than the model's positions), EDR_E_VALUE (an id, a type, or the id of a feature whose
- * weight is not 0, is outside its table).
+ * weight is not 0, is outside its table; at 0: the model is a mid-fusion student's).
  */
 edr_status edr_inputs_check(const edr_model *model, const edr_inputs *in, int64_t *at);
 
-/* Bytes of workspace that edr_score needs for this model, whatever the inputs are. */
+/* Bytes of workspace that edr_score needs for this model, whatever the inputs are; for a mid-fusion student edr_rank_all and edr_encode_all. */
 int64_t edr_score_room(const edr_model *model);
 
 /*
@@ -181,6 +204,57 @@ int64_t edr_now(void);
  */
 edr_status edr_score_all(const edr_model *model, const edr_inputs *in, int isa, edr_pool *pool, int64_t workers, void *const *rooms,
                          int64_t room_size, int64_t deadline, float *logits, uint8_t *done, int64_t *at);
+
+/* ------------------------------------------------------------------------------------- mid-fusion students (items.c, mid.c)
+ * G states of W numbers a token; a number is float32, int8 (with one float32 scale for each state) or float16. */
+
+/* Items to encode: row i is ids[starts[i] .. starts[i] + lengths[i]), the tokens of item and suffix; it may be empty. */
+typedef struct edr_items {
+    const int32_t *ids; /* [size] */
+    int64_t size;
+    const int64_t *starts, *lengths; /* [rows] */
+    int64_t rows;
+} edr_items;
+
+/*
+ * The states of every token, at the token's place in `ids`, rounded as edgerec/states.py rounds. What no row covers is not written.
+ * Rows that overlap are written by whoever comes last; otherwise the result does not depend on threads or company.
+ *
+ * values   [size, G W], of the model's kind;  scales  float32 [size, G], int8 only, else NULL
+ * at       the row at fault
+ * Fails with EDR_E_NULL, EDR_E_SIZE, EDR_E_OFFSETS (a row lies outside ids), EDR_E_SPACE (a row longer than an item may be, or the
+ * rooms), EDR_E_VALUE (an id outside its table; no mid-fusion student), EDR_E_ISA.
+ */
+edr_status edr_encode_all(const edr_model *model, const edr_items *in, int isa, edr_pool *pool, int64_t workers, void *const *rooms,
+                          int64_t room_size, void *values, float *scales, int64_t *at);
+
+/*
+ * One query, and items as states: candidate i has the tokens starts[i] .. starts[i] + lengths[i] - 1 of a table, in any order, as often
+ * as one likes. Nothing is copied: the table may be a mapped catalogue.
+ */
+typedef struct edr_ranking {
+    const int32_t *query; /* [query_size], with what stands before and behind it */
+    int64_t query_size;
+    const void *values;  /* [tokens, G W], of the model's kind, at a multiple of its numbers' size */
+    const float *scales; /* [tokens, G], int8 only */
+    int64_t tokens;
+    const int64_t *starts, *lengths; /* [rows] */
+    int64_t rows;
+    const int32_t *feature_ids;   /* [rows, slots] */
+    const float *feature_weights; /* [rows, slots] */
+    int64_t slots;
+} edr_ranking;
+
+/*
+ * Logits of all candidates. The query's own layers run once, on the caller; then candidates are taken in order, by the caller and the
+ * pool's workers. Parameters as for edr_score_all; the clock is read before each block of candidates (about 128 query tokens).
+ *
+ * Fails with EDR_E_NULL, EDR_E_SIZE, EDR_E_OFFSETS (a candidate's states lie outside the table), EDR_E_SPACE (the query is empty or
+ * too long: at -1; a candidate has too many tokens; the rooms), EDR_E_VALUE (an id or a feature outside its table; no mid-fusion
+ * student), EDR_E_ISA.
+ */
+edr_status edr_rank_all(const edr_model *model, const edr_ranking *in, int isa, edr_pool *pool, int64_t workers, void *const *rooms,
+                        int64_t room_size, int64_t deadline, float *logits, uint8_t *done, int64_t *at);
 
 #ifdef __cplusplus
 }

@@ -22,6 +22,12 @@ typedef struct edr_rows {
     const float *least;  /* [m], int8 only */
 } edr_rows;
 
+/* Keys and values of one head, [t, s] each, rows ld apart. */
+typedef struct edr_keys {
+    const float *k, *v;
+    int64_t ld, t;
+} edr_keys;
+
 typedef struct edr_engine_kernels {
     /* out[r][32 p .. ] for panels first <= p < first + panels of w, written from column 0 of out on; ldo is out's row length. */
     void (*product_f32)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo, int then);
@@ -36,11 +42,17 @@ typedef struct edr_engine_kernels {
     /* out = word + position + type; word is int8 times `scale`, bfloat16 or float32: numbers of 1, 2 or 4 bytes. */
     void (*embed)(const void *word, int bytes, float scale, const float *position, const float *type, int64_t n, float *out);
     /*
-     * Attention of one sequence and one head. q [m, s] with rows ldq apart, k and v [t, s] with rows ldk apart; scores are
-     * q.k (the caller folds 1 / sqrt(s) into q); out [m, s], rows ldo apart. room: EDR_ATTENTION_ROOM(t, s) floats.
+     * Attention of one sequence and one head. q [m, s] with rows ldq apart; keys and values are those of `keys`, and then those of
+     * `more` unless that is NULL: t in all, at least one. Scores are q.k (the caller folds 1 / sqrt(s) into q); out [m, s], rows ldo
+     * apart. room: EDR_ATTENTION_ROOM(t, s) floats.
      */
-    void (*attend)(const float *q, int64_t ldq, int64_t m, const float *k, const float *v, int64_t ldk, int64_t t, int64_t s, float *out,
-                   int64_t ldo, float *room);
+    void (*attend)(const float *q, int64_t ldq, int64_t m, const edr_keys *keys, const edr_keys *more, int64_t s, float *out, int64_t ldo,
+                   float *room);
+    /*
+     * A state as it is stored: scale = max(largest |x|, 1e-20) / 127, out = x / scale rounded to the nearest, of two the even one, as
+     * edgerec/states.py does to the bit. The scale is NaN when a number of x is not finite. n is a multiple of 32.
+     */
+    void (*round_s8)(const float *x, int64_t n, int8_t *out, float *scale);
     void (*tanh)(float *x, int64_t n);                                 /* in place */
     void (*add_scaled)(const float *x, float w, int64_t n, float *y); /* y = y + w x */
     float (*dot)(const float *x, const float *y, int64_t n);

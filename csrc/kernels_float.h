@@ -157,6 +157,24 @@ TARGET static void FN(quantise)(const float *x, int64_t n, uint8_t *u, float *sc
     *least = low;
 }
 
+/* Adding 1.5 * 2^23 and taking it away leaves the nearest integer; 128 more is exact, and fits a byte without sign. */
+TARGET static void FN(round_s8)(const float *x, int64_t n, int8_t *out, float *scale)
+{
+    const VF zero = SET1(0.0f), round = SET1(12582912.0f), half = SET1(128.0f);
+    VF most = zero, odd = zero;
+    for (int64_t i = 0; i < n; i += VW) {
+        const VF v = LOAD(x + i);
+        odd = FMA(v, zero, odd);
+        most = MAX(most, MAX(v, SUB(zero, v)));
+    }
+    const float top = MOST(most), by = (top > 1e-20f ? top : 1e-20f) / 127.0f;
+    const VF down = SET1(by);
+    uint8_t *u = (uint8_t *)out;
+    for (int64_t i = 0; i < n; i += VW) STORE_U8(u + i, ADD(SUB(ADD(DIV(LOAD(x + i), down), round), round), half));
+    for (int64_t i = 0; i < n; i++) u[i] ^= 0x80;
+    *scale = by + SUM(odd);
+}
+
 /* ------------------------------------------------------------------------------------------------------- attention */
 
 /* p[r][j ..] = q[r] . keys[.. j ..] for a strip of whole vectors of keys; keys is transposed, [s, tp]. */
@@ -204,14 +222,11 @@ TARGET static inline float FN(softmax)(float *p, int64_t t)
     return 1.0f / SUM(sum);
 }
 
-/* out[r] = scale[r] * sum over keys of p[r][j] v[j], for one or two vectors of columns, the last one of `last` lanes. */
-TARGET static ALWAYS_INLINE void FN(mix)(const float *p, int64_t tp, const float *scale, const float *v, int64_t ldk, int64_t t, float *out,
-                                         int64_t ldo, int64_t last, const int rows, const int vectors)
+/* sum[r] += p[r][j] v[j] over the keys j, for one or two vectors of columns, the last one of `last` lanes. */
+TARGET static ALWAYS_INLINE void FN(mix_keys)(VF sum[EDR_ATTENTION_ROWS][2], const float *p, int64_t tp, const float *v, int64_t ldk, int64_t t,
+                                              int64_t last, const int rows, const int vectors)
 {
-    VF sum[EDR_ATTENTION_ROWS][2], value[2];
-    UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int c = 0; c < vectors; c++) sum[r][c] = SET1(0.0f);
-    }
+    VF value[2];
     for (int64_t j = 0; j < t; j++) {
         UNROLL for (int c = 0; c < vectors; c++) value[c] = LOADN(v + j * ldk + c * VW, c == vectors - 1 ? last : VW);
         UNROLL for (int r = 0; r < rows; r++) {
@@ -219,60 +234,79 @@ TARGET static ALWAYS_INLINE void FN(mix)(const float *p, int64_t tp, const float
             UNROLL for (int c = 0; c < vectors; c++) sum[r][c] = FMA(one, value[c], sum[r][c]);
         }
     }
+}
+
+/* out[r] = scale[r] * sum over all keys, for columns i on. */
+TARGET static ALWAYS_INLINE void FN(mix)(const float *p, int64_t tp, const float *scale, const edr_keys *keys, const edr_keys *more, int64_t i,
+                                         float *out, int64_t ldo, int64_t last, const int rows, const int vectors)
+{
+    VF sum[EDR_ATTENTION_ROWS][2];
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < vectors; c++) sum[r][c] = SET1(0.0f);
+    }
+    FN(mix_keys)(sum, p, tp, keys->v + i, keys->ld, keys->t, last, rows, vectors);
+    if (more != NULL) FN(mix_keys)(sum, p + keys->t, tp, more->v + i, more->ld, more->t, last, rows, vectors);
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int c = 0; c < vectors; c++) {
-            STOREN(out + r * ldo + c * VW, c == vectors - 1 ? last : VW, MUL(SET1(scale[r]), sum[r][c]));
+            STOREN(out + r * ldo + i + c * VW, c == vectors - 1 ? last : VW, MUL(SET1(scale[r]), sum[r][c]));
         }
     }
 }
 
-/* From the scores p of `rows` query rows to their answers. */
-TARGET static ALWAYS_INLINE void FN(answer)(float *p, int64_t tp, const float *v, int64_t ldk, int64_t t, int64_t s, float *out, int64_t ldo,
-                                            const int rows)
+/* From the scores p of `rows` query rows over t keys to their answers. */
+TARGET static ALWAYS_INLINE void FN(answer)(float *p, int64_t tp, int64_t t, const edr_keys *keys, const edr_keys *more, int64_t s, float *out,
+                                            int64_t ldo, const int rows)
 {
     float scale[EDR_ATTENTION_ROWS];
     int64_t i = 0;
     for (int r = 0; r < rows; r++) scale[r] = FN(softmax)(p + r * tp, t);
-    for (; i + VW < s; i += 2 * VW) {
-        FN(mix)(p, tp, scale, v + i, ldk, t, out + i, ldo, s - i < 2 * VW ? s - i - VW : VW, rows, 2);
-    }
-    if (i < s) FN(mix)(p, tp, scale, v + i, ldk, t, out + i, ldo, s - i, rows, 1);
+    for (; i + VW < s; i += 2 * VW) FN(mix)(p, tp, scale, keys, more, i, out, ldo, s - i < 2 * VW ? s - i - VW : VW, rows, 2);
+    if (i < s) FN(mix)(p, tp, scale, keys, more, i, out, ldo, s - i, rows, 1);
 }
 
-TARGET static ALWAYS_INLINE void FN(attend_rows)(const float *q, int64_t ldq, const float *keys, const float *v, int64_t ldk, int64_t t,
-                                                 int64_t tp, int64_t s, float *out, int64_t ldo, float *p, const int rows)
+TARGET static ALWAYS_INLINE void FN(attend_rows)(const float *q, int64_t ldq, const float *turned, int64_t tp, int64_t t, const edr_keys *keys,
+                                                 const edr_keys *more, int64_t s, float *out, int64_t ldo, float *p, const int rows)
 {
     int64_t j = 0;
-    for (; j + 2 * VW <= tp; j += 2 * VW) FN(scores)(q, ldq, keys + j, tp, s, p + j, rows, 2);
-    for (; j < tp; j += VW) FN(scores)(q, ldq, keys + j, tp, s, p + j, rows, 1);
-    FN(answer)(p, tp, v, ldk, t, s, out, ldo, rows);
+    for (; j + 2 * VW <= tp; j += 2 * VW) FN(scores)(q, ldq, turned + j, tp, s, p + j, rows, 2);
+    for (; j < tp; j += VW) FN(scores)(q, ldq, turned + j, tp, s, p + j, rows, 1);
+    FN(answer)(p, tp, t, keys, more, s, out, ldo, rows);
 }
 
-TARGET static void FN(attend)(const float *q, int64_t ldq, int64_t m, const float *k, const float *v, int64_t ldk, int64_t t, int64_t s,
-                              float *out, int64_t ldo, float *room)
+/* Keys [t, s] on their side: columns `to` on of [s, tp]. */
+TARGET static ALWAYS_INLINE void FN(turn_keys)(const edr_keys *from, int64_t s, float *to, int64_t tp)
 {
-    const int64_t tp = EDR_ROUND16(t);
-    float *p = room + s * tp;
-    if (m == 1) { /* as in the last layer: turning the keys would cost more than the scores */
-        for (int64_t j = 0; j < t; j++) p[j] = FN(dot)(q, k + j * ldk, s);
-        FN(answer)(p, tp, v, ldk, t, s, out, ldo, 1);
-        return;
-    }
-    /* Keys on their side, so that a vector holds one component of many keys; the lanes past t are 0 and never read back. */
-    const int64_t keys = t / TURN * TURN, parts = s / TURN * TURN;
+    const float *k = from->k;
+    const int64_t t = from->t, ldk = from->ld, keys = t / TURN * TURN, parts = s / TURN * TURN;
     for (int64_t j = 0; j < keys; j += TURN) {
-        for (int64_t i = 0; i < parts; i += TURN) TURN_BLOCK(k + j * ldk + i, ldk, room + i * tp + j, tp);
+        for (int64_t i = 0; i < parts; i += TURN) TURN_BLOCK(k + j * ldk + i, ldk, to + i * tp + j, tp);
         for (int64_t i = parts; i < s; i++) {
-            for (int64_t one = j; one < j + TURN; one++) room[i * tp + one] = k[one * ldk + i];
+            for (int64_t one = j; one < j + TURN; one++) to[i * tp + one] = k[one * ldk + i];
         }
     }
     for (int64_t j = keys; j < t; j++) {
-        for (int64_t i = 0; i < s; i++) room[i * tp + j] = k[j * ldk + i];
+        for (int64_t i = 0; i < s; i++) to[i * tp + j] = k[j * ldk + i];
     }
+}
+
+TARGET static void FN(attend)(const float *q, int64_t ldq, int64_t m, const edr_keys *keys, const edr_keys *more, int64_t s, float *out,
+                              int64_t ldo, float *room)
+{
+    const int64_t own = keys->t, t = own + (more != NULL ? more->t : 0), tp = EDR_ROUND16(t);
+    float *p = room + s * tp;
+    if (m == 1) { /* as in the last layer: turning the keys would cost more than the scores */
+        for (int64_t j = 0; j < own; j++) p[j] = FN(dot)(q, keys->k + j * keys->ld, s);
+        for (int64_t j = own; j < t; j++) p[j] = FN(dot)(q, more->k + (j - own) * more->ld, s);
+        FN(answer)(p, tp, t, keys, more, s, out, ldo, 1);
+        return;
+    }
+    /* On their side a vector holds one component of many keys; the lanes past t are 0 and never read back. */
+    FN(turn_keys)(keys, s, room, tp);
+    if (more != NULL) FN(turn_keys)(more, s, room + own, tp);
     for (int64_t i = 0; i < s; i++) {
         for (int64_t j = t; j < tp; j++) room[i * tp + j] = 0.0f;
     }
     int64_t r = 0;
-    for (; r + 4 <= m; r += 4) FN(attend_rows)(q + r * ldq, ldq, room, v, ldk, t, tp, s, out + r * ldo, ldo, p, 4);
-    for (; r < m; r++) FN(attend_rows)(q + r * ldq, ldq, room, v, ldk, t, tp, s, out + r * ldo, ldo, p, 1);
+    for (; r + 4 <= m; r += 4) FN(attend_rows)(q + r * ldq, ldq, room, tp, t, keys, more, s, out + r * ldo, ldo, p, 4);
+    for (; r < m; r++) FN(attend_rows)(q + r * ldq, ldq, room, tp, t, keys, more, s, out + r * ldo, ldo, p, 1);
 }

@@ -4,7 +4,7 @@
 
 /* dtype codes of the section file. It has none for bfloat16, the upper half of a float32: that is stored as uint16. */
 enum { INT8 = 2, BFLOAT16 = 3, INT32 = 5, FLOAT32 = 7 };
-enum { HEADER_BYTES = 64, ENTRY_BYTES = 128, NAME_BYTES = EDR_NAME_ROOM - 1, MAX_SECTIONS = 4096, CONFIG = 11 };
+enum { HEADER_BYTES = 64, ENTRY_BYTES = 128, NAME_BYTES = EDR_NAME_ROOM - 1, MAX_SECTIONS = 4096, CONFIG = 11, MID = 8 };
 
 /* The file, and the first fault found: after one, every look-up does nothing, so that callers check once. */
 typedef struct reader {
@@ -63,13 +63,18 @@ static const uint8_t *entry_of(const reader *in)
     return found;
 }
 
+static void look_for(reader *in, const char *name)
+{
+    memset(in->name, 0, sizeof in->name);
+    for (int i = 0; i < NAME_BYTES && name[i] != 0; i++) in->name[i] = name[i];
+}
+
 /* The data of a section that must have this dtype and this shape; sides past the rank are 1. */
 static const void *section(reader *in, const char *name, uint32_t dtype, int64_t a, int64_t b, int64_t c, int64_t d)
 {
     if (in->status != EDR_OK) return NULL;
     in->asked++;
-    memset(in->name, 0, sizeof in->name);
-    for (int i = 0; i < NAME_BYTES && name[i] != 0; i++) in->name[i] = name[i];
+    look_for(in, name);
     const uint8_t *entry = entry_of(in);
     if (entry == NULL) {
         fault(in, EDR_E_OFFSETS);
@@ -96,38 +101,42 @@ static const void *section(reader *in, const char *name, uint32_t dtype, int64_t
     return in->data + u64_at(entry + 72); /* within the file: check_table */
 }
 
-/* "layer07." + part + suffix, in a buffer that the next call writes again. */
-static const char *name_of(char buffer[NAME_BYTES + 1], int64_t layer, const char *part, const char *suffix)
+/* What the name of a section begins with: "layer07." or "item07.", or nothing. */
+typedef struct place {
+    const char *what;
+    int64_t number;
+} place;
+
+static const place NOWHERE = {"", -1};
+
+/* place + part + suffix, in a buffer that the next call writes again. */
+static const char *name_of(char buffer[NAME_BYTES + 1], place at, const char *part, const char *suffix)
 {
+    const char number[4] = {(char)('0' + at.number / 10), (char)('0' + at.number % 10), '.', 0};
+    const char *parts[4] = {at.what, at.number < 0 ? "" : number, part, suffix};
     int n = 0;
-    if (layer >= 0) {
-        memcpy(buffer, "layer", 5);
-        buffer[5] = (char)('0' + layer / 10);
-        buffer[6] = (char)('0' + layer % 10);
-        buffer[7] = '.';
-        n = 8;
+    for (int i = 0; i < 4; i++) {
+        for (const char *c = parts[i]; *c != 0 && n < NAME_BYTES; c++) buffer[n++] = *c;
     }
-    for (; *part != 0 && n < NAME_BYTES; part++) buffer[n++] = *part;
-    for (; *suffix != 0 && n < NAME_BYTES; suffix++) buffer[n++] = *suffix;
     buffer[n] = 0;
     return buffer;
 }
 
-static edr_linear linear(reader *in, int64_t layer, const char *part, int64_t inputs, int64_t outputs, uint32_t dtype)
+static edr_linear linear(reader *in, place at, const char *part, int64_t inputs, int64_t outputs, uint32_t dtype)
 {
     char name[NAME_BYTES + 1];
     edr_linear w = {NULL, NULL, NULL, NULL, inputs, outputs};
     const int64_t panels = outputs / EDR_PANEL;
     if (dtype == INT8) {
-        w.weight = section(in, name_of(name, layer, part, ".weight"), INT8, panels, inputs / 4, EDR_PANEL, 4);
-        w.scale = section(in, name_of(name, layer, part, ".scale"), FLOAT32, outputs, 1, 1, 1);
-        w.sums = section(in, name_of(name, layer, part, ".sums"), FLOAT32, outputs, 1, 1, 1);
+        w.weight = section(in, name_of(name, at, part, ".weight"), INT8, panels, inputs / 4, EDR_PANEL, 4);
+        w.scale = section(in, name_of(name, at, part, ".scale"), FLOAT32, outputs, 1, 1, 1);
+        w.sums = section(in, name_of(name, at, part, ".sums"), FLOAT32, outputs, 1, 1, 1);
     } else if (dtype == BFLOAT16) {
-        w.weight = section(in, name_of(name, layer, part, ".weight"), BFLOAT16, panels, inputs / 2, EDR_PANEL, 2);
+        w.weight = section(in, name_of(name, at, part, ".weight"), BFLOAT16, panels, inputs / 2, EDR_PANEL, 2);
     } else {
-        w.weight = section(in, name_of(name, layer, part, ".weight"), FLOAT32, panels, inputs, EDR_PANEL, 1);
+        w.weight = section(in, name_of(name, at, part, ".weight"), FLOAT32, panels, inputs, EDR_PANEL, 1);
     }
-    w.bias = section(in, name_of(name, layer, part, ".bias"), FLOAT32, outputs, 1, 1, 1);
+    w.bias = section(in, name_of(name, at, part, ".bias"), FLOAT32, outputs, 1, 1, 1);
     return w;
 }
 
@@ -163,29 +172,74 @@ static void read_sizes(reader *in, edr_model *m)
 /* Of the layers' weights and of the word embeddings; the rest is float32. */
 static uint32_t dtype_of(const edr_model *m) { return m->int8 ? INT8 : m->bf16 ? BFLOAT16 : FLOAT32; }
 
-static void read_layers(reader *in, edr_model *m)
+/* `count` layers, whose heads and inner sizes section `sizes` gives. */
+static void read_layers(reader *in, edr_model *m, const char *what, const char *sizes, int64_t count, edr_layer *layers)
 {
     const int64_t h = m->hidden;
     char name[NAME_BYTES + 1];
-    const int32_t *sizes = section(in, "layers", INT32, m->layers, 2, 1, 1);
-    for (int64_t i = 0; i < m->layers && in->status == EDR_OK; i++) {
-        edr_layer *layer = &m->layer[i];
-        layer->heads = sizes[2 * i];
-        layer->inner = sizes[2 * i + 1];
+    const int32_t *given = section(in, sizes, INT32, count, 2, 1, 1);
+    for (int64_t i = 0; i < count && in->status == EDR_OK; i++) {
+        edr_layer *layer = &layers[i];
+        const place at = {what, i};
+        layer->heads = given[2 * i];
+        layer->inner = given[2 * i + 1];
         const int64_t width = layer->heads * m->head_size;
         /* An inner size past 65536 could overflow 32-bit sums of int8 products. */
         if (!within(width, 32, 65536) || width % 32 != 0 || !within(layer->inner, 32, 65536) || layer->inner % 32 != 0) {
             fault(in, EDR_E_VALUE);
             return;
         }
-        layer->qkv = linear(in, i, "qkv", h, 3 * width, dtype_of(m));
-        layer->attention_output = linear(in, i, "attention_output", width, h, dtype_of(m));
-        layer->attention_norm = section(in, name_of(name, i, "attention_norm", ""), FLOAT32, 2, h, 1, 1);
-        layer->up = linear(in, i, "up", h, layer->inner, dtype_of(m));
-        layer->down = linear(in, i, "down", layer->inner, h, dtype_of(m));
-        layer->output_norm = section(in, name_of(name, i, "output_norm", ""), FLOAT32, 2, h, 1, 1);
+        layer->qkv = linear(in, at, "qkv", h, 3 * width, dtype_of(m));
+        layer->attention_output = linear(in, at, "attention_output", width, h, dtype_of(m));
+        layer->attention_norm = section(in, name_of(name, at, "attention_norm", ""), FLOAT32, 2, h, 1, 1);
+        layer->up = linear(in, at, "up", h, layer->inner, dtype_of(m));
+        layer->down = linear(in, at, "down", layer->inner, h, dtype_of(m));
+        layer->output_norm = section(in, name_of(name, at, "output_norm", ""), FLOAT32, 2, h, 1, 1);
         m->widest_inner = larger(m->widest_inner, layer->inner);
         m->widest_heads = larger(m->widest_heads, width);
+    }
+}
+
+/* Section `mid`, which a cross student lacks, and the sizes in it. */
+static void read_mid_sizes(reader *in, edr_model *m)
+{
+    edr_mid *mid = &m->mid;
+    const int32_t *c = section(in, "mid", INT32, MID, 1, 1, 1);
+    if (c == NULL) return;
+    mid->query_layers = c[0];
+    mid->item_layers = c[1];
+    mid->item_start = c[2];
+    mid->query_type = c[3];
+    mid->item_type = c[4];
+    mid->groups = c[5];
+    mid->width = c[6];
+    mid->state_kind = c[7];
+    const int ok = within(mid->query_layers, 1, m->layers - 1) && within(mid->item_layers, 1, EDR_MAX_LAYERS) &&
+                   within(mid->item_start, 1, m->positions - 1) && within(mid->query_type, 0, m->types - 1) &&
+                   within(mid->item_type, 0, m->types - 1) && within(mid->groups, 1, EDR_MAX_LAYERS) && within(mid->width, 1, m->hidden) &&
+                   within(mid->state_kind, 0, EDR_STATES_FP16);
+    if (!ok) fault(in, EDR_E_VALUE);
+}
+
+static void read_mid(reader *in, edr_model *m)
+{
+    edr_mid *mid = &m->mid;
+    const int64_t joint = m->layers - mid->query_layers, padded = (mid->width + 31) / 32 * 32;
+    int wrong = 0;
+    mid->keeps = section(in, "keeps", INT32, mid->groups, 1, 1, 1);
+    for (int64_t g = 0; g < mid->groups && in->status == EDR_OK; g++) {
+        wrong |= !within(mid->keeps[g], g > 0 ? mid->keeps[g - 1] + (int64_t)1 : 0, mid->item_layers);
+    }
+    if (wrong) fault(in, EDR_E_VALUE);
+    mid->reads = section(in, "reads", INT32, joint, 1, 1, 1);
+    for (int64_t i = 0; i < joint && in->status == EDR_OK; i++) wrong |= !within(mid->reads[i], 0, mid->groups - 1);
+    if (wrong) fault(in, EDR_E_VALUE);
+    read_layers(in, m, "item", "items", mid->item_layers, mid->item);
+    for (int64_t g = 0; g < mid->groups && mid->width < m->hidden; g++) {
+        mid->narrow[g] = linear(in, (place){"item", g}, "narrow", m->hidden, padded, FLOAT32);
+    }
+    for (int64_t i = mid->query_layers; i < m->layers; i++) {
+        mid->state[i] = linear(in, (place){"layer", i}, "state", padded, 2 * m->layer[i].attention_output.inputs, dtype_of(m));
     }
 }
 
@@ -196,10 +250,10 @@ static void read_rest(reader *in, edr_model *m)
     m->position = section(in, "position", FLOAT32, m->positions, m->hidden, 1, 1);
     m->type = section(in, "type", FLOAT32, m->types, m->hidden, 1, 1);
     m->embedding_norm = section(in, "embedding_norm", FLOAT32, 2, m->hidden, 1, 1);
-    if (m->has_pooler) m->pooler = linear(in, -1, "pooler", m->hidden, m->hidden, FLOAT32);
+    if (m->has_pooler) m->pooler = linear(in, NOWHERE, "pooler", m->hidden, m->hidden, FLOAT32);
     if (m->buckets != 0) {
         m->feature_table = section(in, "feature_table", FLOAT32, m->buckets, m->feature_width, 1, 1);
-        m->feature_mlp = linear(in, -1, "feature_mlp", m->feature_width, (m->feature_hidden + 31) / 32 * 32, FLOAT32);
+        m->feature_mlp = linear(in, NOWHERE, "feature_mlp", m->feature_width, (m->feature_hidden + 31) / 32 * 32, FLOAT32);
     }
     m->head = section(in, "head", FLOAT32, m->hidden + m->feature_hidden + 1, 1, 1, 1);
 }
@@ -216,7 +270,12 @@ static edr_status open_model(reader *in, edr_model *model)
     if (table != EDR_OK) return table;
     memset(model, 0, sizeof *model);
     read_sizes(in, model);
-    if (in->status == EDR_OK) read_layers(in, model);
+    if (in->status != EDR_OK) return in->status;
+    look_for(in, "mid");
+    const int is_mid = entry_of(in) != NULL;
+    if (is_mid) read_mid_sizes(in, model);
+    if (in->status == EDR_OK) read_layers(in, model, "layer", "layers", model->layers, model->layer);
+    if (in->status == EDR_OK && is_mid) read_mid(in, model);
     if (in->status == EDR_OK) read_rest(in, model);
     return in->status;
 }

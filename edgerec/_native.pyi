@@ -35,6 +35,14 @@ class Encoder:
     def types(self) -> int: ...
     @property
     def buckets(self) -> int: ...
+    @property
+    def states(self) -> tuple[int, int, str] | None:
+        """Of a mid-fusion student: G, W, and the precision of stored states. None for a cross student."""
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """Of a mid-fusion student: the position of an item's first token, and the token types of query and item."""
+
     def score(
         self,
         ids: NDArray[np.int32],
@@ -61,4 +69,56 @@ class Encoder:
         ------
         InputError : a row is empty, too long or outside ``ids``; an id is outside its table.
         MemoryError : no memory for a workspace, or, in a forked child, no threads.
+        """
+
+    def encode(
+        self,
+        ids: NDArray[np.int32],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        values: NDArray[np.generic],
+        scales: NDArray[np.float32],
+    ) -> None:
+        """Write the states of items, as they are stored; releases the GIL.
+
+        Parameters
+        ----------
+        ids : int32 [total], tokens of item and suffix.
+        starts, lengths : int64 [U]; item i is ``ids[starts[i] : starts[i] + lengths[i]]``, and may be empty.
+        values : [total * G * W], of the model's kind, written where ``ids`` has a token of an item.
+        scales : float32 [total * G] for int8, else empty; written likewise.
+
+        Raises
+        ------
+        InputError : an item is too long or outside ``ids``, an id outside its table, or the model is a cross student's.
+        MemoryError : as `score`.
+        """
+
+    def rank(
+        self,
+        query: NDArray[np.int32],
+        values: NDArray[np.generic],
+        scales: NDArray[np.float32],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        feature_ids: NDArray[np.int32],
+        feature_weights: NDArray[np.float32],
+        *,
+        deadline_ns: int = 0,
+        done: NDArray[np.bool_] | None = None,
+    ) -> NDArray[np.float32]:
+        """Logits, float32 [B], of one query with items whose states lie in a table; releases the GIL.
+
+        Parameters
+        ----------
+        query : int32 [R], the query's tokens with what stands before and behind them.
+        values, scales : the table, as `encode` writes it; read where the items lie, never copied.
+        starts, lengths : int64 [B]; item i has the tokens ``starts[i]`` to ``starts[i] + lengths[i]`` of the table.
+        feature_ids, feature_weights, deadline_ns, done : as of `score`.
+
+        Raises
+        ------
+        InputError : a query is empty or too long, an item lies outside the table or is too long, an id is outside its table, or the model
+            is a cross student's.
+        MemoryError : as `score`.
         """

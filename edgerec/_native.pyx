@@ -58,6 +58,43 @@ cdef class _Workspace:
         free(self.memory)
 
 
+cdef class _Rooms:
+    """The workspaces of one call: its own, and those of the pool's threads."""
+    cdef void **list
+    cdef _Workspace mine
+
+    def __cinit__(self, _Workspace mine, list others):
+        self.mine = mine
+        self.list = <void **> calloc(len(others) + 1, sizeof(void *))
+        if self.list is NULL:
+            raise MemoryError("the list of workspaces")
+        self.list[0] = mine.aligned
+        for i, other in enumerate(others):
+            self.list[i + 1] = (<_Workspace> other).aligned
+
+    def __dealloc__(self):
+        free(self.list)
+
+
+cdef int64_t _slots(feature_ids, feature_weights, int64_t rows, const int32_t **ids, const float **weights) except -1:
+    """The features of so many rows: how many slots a row has."""
+    ids[0] = <int32_t *> _array(feature_ids, cnp.NPY_INT32, "feature_ids", "int32")
+    weights[0] = <float *> _array(feature_weights, cnp.NPY_FLOAT32, "feature_weights", "float32")
+    cdef int64_t slots = _size(feature_ids) // rows if rows else 0
+    if _size(feature_ids) != slots * rows or _size(feature_weights) != _size(feature_ids):
+        raise InputError(f"{_size(feature_ids)} feature ids and {_size(feature_weights)} weights for {rows} rows")
+    return slots
+
+
+cdef uint8_t *_marks(done, int64_t rows) except? NULL:
+    if done is None:
+        return NULL
+    cdef uint8_t *marks = <uint8_t *> _array(done, cnp.NPY_BOOL, "done", "bool")
+    if _size(done) != rows or not cnp.PyArray_ISWRITEABLE(done):
+        raise InputError(f"done must be writable and have {rows} entries, got {_size(done)}")
+    return marks
+
+
 @cython.final
 cdef class Encoder:
     cdef edr_model model
@@ -119,47 +156,107 @@ cdef class Encoder:
     def buckets(self):
         return self.model.buckets
 
+    @property
+    def states(self):
+        if self.model.mid.query_layers == 0:
+            return None
+        kind = ("fp32", "int8", "fp16")[self.model.mid.state_kind]
+        return self.model.mid.groups, self.model.mid.width, kind
+
+    @property
+    def sides(self):
+        return self.model.mid.item_start, self.model.mid.query_type, self.model.mid.item_type
+
+    cdef _Rooms _rooms(self):
+        """Workspaces for a call; in a forked child, first of all, threads of its own."""
+        if self.pid != getpid():
+            # The parent's threads are not in this process, and its pool may be locked for ever. It is left alone.
+            self.pool = NULL
+            self._start()
+            self.pid = getpid()
+        # A call takes a workspace of its own; the pool's threads have theirs. The list is only touched with the GIL held.
+        return _Rooms(self.idle.pop() if self.idle else _Workspace(self.room_size), self.rooms)
+
     def score(self, ids, types, starts, lengths, feature_ids, feature_weights, *, deadline_ns=0, done=None):
         cdef edr_inputs given
-        cdef int64_t deadline = _integer(deadline_ns, "deadline_ns", 0, (1 << 63) - 1)
-        cdef uint8_t *marks = NULL
+        cdef int64_t deadline = _integer(deadline_ns, "deadline_ns", 0, (1 << 63) - 1), at = -1
         given.ids = <int32_t *> _array(ids, cnp.NPY_INT32, "ids", "int32")
         given.types = <int32_t *> _array(types, cnp.NPY_INT32, "types", "int32")
         given.starts = <int64_t *> _array(starts, cnp.NPY_INT64, "starts", "int64")
         given.lengths = <int64_t *> _array(lengths, cnp.NPY_INT64, "lengths", "int64")
-        given.feature_ids = <int32_t *> _array(feature_ids, cnp.NPY_INT32, "feature_ids", "int32")
-        given.feature_weights = <float *> _array(feature_weights, cnp.NPY_FLOAT32, "feature_weights", "float32")
         given.size, given.rows = _size(ids), _size(lengths)
-        given.slots = _size(feature_ids) // given.rows if given.rows else 0
+        given.slots = _slots(feature_ids, feature_weights, given.rows, &given.feature_ids, &given.feature_weights)
         if _size(types) != given.size or _size(starts) != given.rows:
             raise InputError(f"{given.size} ids but {_size(types)} types, or {given.rows} lengths but {_size(starts)} starts")
-        if _size(feature_ids) != given.slots * given.rows or _size(feature_weights) != _size(feature_ids):
-            raise InputError(f"{_size(feature_ids)} feature ids and {_size(feature_weights)} weights for {given.rows} rows")
-        if done is not None:
-            marks = <uint8_t *> _array(done, cnp.NPY_BOOL, "done", "bool")
-            if _size(done) != given.rows or not cnp.PyArray_ISWRITEABLE(done):
-                raise InputError(f"done must be writable and have {given.rows} entries, got {_size(done)}")
-        if self.pid != getpid():
-            # Forked: the parent's threads are not in this process, and its pool may be locked for ever. It is left alone.
-            self.pool = NULL
-            self._start()
-            self.pid = getpid()
+        cdef uint8_t *marks = _marks(done, given.rows)
         cdef cnp.ndarray logits = _new(given.rows, cnp.NPY_FLOAT32)
         cdef float *to = <float *> cnp.PyArray_DATA(logits)
-        # A call takes a workspace of its own; the pool's threads have theirs. The list is only touched with the GIL held.
-        cdef _Workspace mine = <_Workspace> (self.idle.pop() if self.idle else _Workspace(self.room_size))
-        cdef void **rooms = <void **> calloc(self.workers + 1, sizeof(void *))
-        if rooms is NULL:
-            raise MemoryError("the list of workspaces")
-        rooms[0] = mine.aligned
-        for i in range(self.workers):
-            rooms[i + 1] = (<_Workspace> self.rooms[i]).aligned
-        cdef int64_t at = -1
+        cdef _Rooms rooms = self._rooms()
         cdef int status
         with nogil:
-            status = edr_score_all(&self.model, &given, self.isa, self.pool, self.workers, rooms, self.room_size, deadline, to, marks, &at)
-        free(rooms)
-        self.idle.append(mine)
+            status = edr_score_all(&self.model, &given, self.isa, self.pool, self.workers, rooms.list, self.room_size, deadline, to, marks, &at)
+        self.idle.append(rooms.mine)
         if status != EDR_OK:
             _refuse(status, "batch", at)
         return logits
+
+    def encode(self, ids, starts, lengths, values, scales):
+        cdef edr_items given
+        cdef int64_t at = -1
+        given.ids = <int32_t *> _array(ids, cnp.NPY_INT32, "ids", "int32")
+        given.starts = <int64_t *> _array(starts, cnp.NPY_INT64, "starts", "int64")
+        given.lengths = <int64_t *> _array(lengths, cnp.NPY_INT64, "lengths", "int64")
+        given.size, given.rows = _size(ids), _size(lengths)
+        if _size(starts) != given.rows:
+            raise InputError(f"{given.rows} lengths but {_size(starts)} starts")
+        cdef float *of_states = NULL
+        cdef void *to = self._table(values, scales, given.size, &of_states)
+        if not cnp.PyArray_ISWRITEABLE(values) or not cnp.PyArray_ISWRITEABLE(scales):
+            raise InputError("values and scales must be writable")
+        cdef _Rooms rooms = self._rooms()
+        cdef int status
+        with nogil:
+            status = edr_encode_all(&self.model, &given, self.isa, self.pool, self.workers, rooms.list, self.room_size, to, of_states, &at)
+        self.idle.append(rooms.mine)
+        if status != EDR_OK:
+            _refuse(status, "items", at)
+
+    def rank(self, query, values, scales, starts, lengths, feature_ids, feature_weights, *, deadline_ns=0, done=None):
+        cdef edr_ranking given
+        cdef int64_t deadline = _integer(deadline_ns, "deadline_ns", 0, (1 << 63) - 1), at = -1
+        cdef float *of_states = NULL
+        given.query, given.query_size = <int32_t *> _array(query, cnp.NPY_INT32, "query", "int32"), _size(query)
+        given.starts = <int64_t *> _array(starts, cnp.NPY_INT64, "starts", "int64")
+        given.lengths = <int64_t *> _array(lengths, cnp.NPY_INT64, "lengths", "int64")
+        given.rows = _size(lengths)
+        if _size(starts) != given.rows:
+            raise InputError(f"{given.rows} lengths but {_size(starts)} starts")
+        given.tokens = _size(values) // max(1, self.model.mid.groups * self.model.mid.width)
+        given.values = self._table(values, scales, given.tokens, &of_states)
+        given.scales = of_states
+        given.slots = _slots(feature_ids, feature_weights, given.rows, &given.feature_ids, &given.feature_weights)
+        cdef uint8_t *marks = _marks(done, given.rows)
+        cdef cnp.ndarray logits = _new(given.rows, cnp.NPY_FLOAT32)
+        cdef float *to = <float *> cnp.PyArray_DATA(logits)
+        cdef _Rooms rooms = self._rooms()
+        cdef int status
+        with nogil:
+            status = edr_rank_all(&self.model, &given, self.isa, self.pool, self.workers, rooms.list, self.room_size, deadline, to, marks, &at)
+        self.idle.append(rooms.mine)
+        if status != EDR_OK:
+            _refuse(status, "batch", at)
+        return logits
+
+    cdef void *_table(self, values, scales, int64_t tokens, float **of_states) except? NULL:
+        """The memory of stored states, [tokens, G W] and [tokens, G]; NULL for the scales where the model has none."""
+        if self.model.mid.query_layers == 0:
+            raise InputError("the model is a cross student's: it has no item states")
+        cdef int kind = self.model.mid.state_kind
+        cdef int typenum = cnp.NPY_INT8 if kind == 1 else cnp.NPY_FLOAT16 if kind == 2 else cnp.NPY_FLOAT32
+        cdef int64_t numbers = self.model.mid.groups * self.model.mid.width, sizes = self.model.mid.groups if kind == 1 else 0
+        found = <float *> _array(scales, cnp.NPY_FLOAT32, "scales", "float32")
+        cdef void *memory = _array(values, typenum, "values", ("float32", "int8", "float16")[kind])
+        if _size(values) != tokens * numbers or _size(scales) != tokens * sizes:
+            raise InputError(f"{_size(values)} numbers and {_size(scales)} scales for {tokens} tokens of {numbers} and {sizes}")
+        of_states[0] = <float *> found if sizes else NULL
+        return memory

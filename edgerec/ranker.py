@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from . import _core
 from .bundle import content_id, read_file, read_json, read_manifest, verify_bundle
 from .catalog import Catalog
-from .engine import Engine, MidEngine, QueryEngine, RaggedEngine, open_engine
+from .engine import Engine, MidEngine, QueryEngine, RaggedEngine, RaggedMidEngine, open_engine
 from .engine.machine import usable_cores
 from .errors import BundleError, InputError
 from .features import NO_FEATURES, FeatureEncoder, FeatureSpec, check_golden
 from .manifest import Manifest
 from .ranker_batches import Batcher, Table
 from .ranker_candidates import Candidate, Candidates, at_least_one, sort_out
-from .ranker_deadline import Deadline, Scored, score_ragged, score_rows, score_states
+from .ranker_deadline import Deadline, Scored, score_ragged, score_ragged_states, score_rows, score_states
 from .ranker_inline import INLINE_CACHE_BYTES, InlineStates
 from .ranker_lanes import Lanes
 from .ranker_states import StateBatcher
@@ -70,20 +70,22 @@ class Ranker:
         self.catalog = catalog
         self._text, self._features, self._engine = text, features, engine
         # Asked once: whether an object has a protocol's methods takes as long as encoding a query.
-        ragged = isinstance(engine, RaggedEngine)
-        self._lanes = Lanes(1 if ragged else lanes)
+        rows, states = isinstance(engine, RaggedEngine), isinstance(engine, RaggedMidEngine)
+        self._lanes = Lanes(1 if rows or states else lanes)
         self._inline: InlineStates | None = None
         if isinstance(engine, MidEngine):
-            self._inline = InlineStates(engine, self._lanes, limit_bytes=inline_cache_bytes, together=ragged)
+            self._inline = InlineStates(engine, self._lanes, limit_bytes=inline_cache_bytes, together=states)
         self._ask: Callable[[NDArray[np.int32]], Any] = _as_it_is
         self._batches: Callable[..., Iterator[list[tuple[NDArray[np.int64], Any]]]]
         self._run: Callable[..., Scored]
-        if ragged:
+        if rows:
             self._batches, self._run = Batcher(text.spec, features).ragged, score_ragged
+        elif states:
+            self._batches, self._run = StateBatcher(text.spec, features).ragged, score_ragged_states
         elif self._inline is not None:
             ask = engine.encode_queries if isinstance(engine, QueryEngine) else None
-            states = StateBatcher(text.spec, features, lanes=lanes, ask=ask)
-            self._ask, self._batches, self._run = states.query, states.waves, score_states
+            batcher = StateBatcher(text.spec, features, lanes=lanes, ask=ask)
+            self._ask, self._batches, self._run = batcher.query, batcher.waves, score_states
         else:
             self._batches, self._run = Batcher(text.spec, features, lanes=lanes).waves, score_rows
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine, MidEngine, RaggedEngine
+from .engine import Engine, MidEngine, RaggedEngine, RaggedMidEngine
 from .errors import InputError
-from .types import Batch, RaggedBatch, StateBatch
+from .types import Batch, RaggedBatch, RaggedStateBatch, StateBatch
 
 _LATEST = (1 << 63) - 1
 Scored = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -47,6 +47,12 @@ def score_ragged(engine: RaggedEngine, deadline: Deadline, batch: RaggedBatch) -
     """Rows as they are: the engine itself stops between blocks of rows."""
     done = np.ones(batch.size, np.bool_)
     return engine.run_ragged(batch, deadline_ns=deadline.ns, done=done), done
+
+
+def score_ragged_states(engine: RaggedMidEngine, deadline: Deadline, batch: RaggedStateBatch) -> Scored:
+    """The same for rows whose items are states."""
+    done = np.ones(batch.size, np.bool_)
+    return engine.run_ragged_states(batch, deadline_ns=deadline.ns, done=done), done
 
 
 def score_rows(engine: Engine, deadline: Deadline, batch: Batch) -> Scored:

@@ -14,7 +14,7 @@ from .features import FeatureEncoder, QueryFeatures
 from .ranker_batches import REPAIR, Table, feature_rows
 from .states import ItemStates
 from .text import TextSpec
-from .types import StateBatch
+from .types import RaggedStateBatch, StateBatch
 
 BATCH_ROWS = 64
 """Rows of an engine call: each is a few tokens of query, so a call of few rows would be all overhead."""
@@ -96,6 +96,26 @@ class StateBatcher:
             if packed >= WAVE_ROWS or number + 1 == len(cuts):
                 yield wave
                 wave, packed = [], 0
+
+    def ragged(
+        self, query_tokens: NDArray[np.int32], query_features: QueryFeatures | None, table: Table
+    ) -> Iterator[list[tuple[NDArray[np.int64], RaggedStateBatch]]]:
+        """Yield all rows, in the order of the table, in one call; states are left where they are.
+
+        Raises
+        ------
+        BundleError : as `waves` does.
+        """
+        states = table.states
+        assert states is not None
+        lengths = self._lengths(states, table.rows)
+        try:
+            features = feature_rows(self._features, query_features, table.features, table.rows)
+        except InputError as e:
+            raise BundleError(f"the catalogue is damaged: {e}; {REPAIR}") from e
+        head = np.concatenate([self._prefix, query_tokens, self._middle])
+        positions = np.arange(len(table.rows)) if table.positions is None else table.positions
+        yield [(positions, RaggedStateBatch(head, states.values, states.scales, states.offsets[table.rows], lengths, *features))]
 
     def _lengths(self, states: ItemStates, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         starts, ends = states.offsets[rows], states.offsets[rows + 1]

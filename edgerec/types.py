@@ -118,6 +118,32 @@ class StateBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class RaggedStateBatch:
+    """One query, and items as states that lie in a table of any size, such as a catalogue's. All arrays C-contiguous.
+
+    Attributes
+    ----------
+    query_ids : int32 [R], ``prefix + query + middle``
+    states, scales : [total, G * W] as they are stored, and float32 [total, G]; no scales but for int8
+    starts, lengths : int64 [B]; row i has the tokens ``starts[i]`` to ``starts[i] + lengths[i]`` of the table
+    feature_ids, feature_weights : int32 and float32 [B, F]; F may be 0
+    """
+
+    query_ids: NDArray[np.int32]
+    states: NDArray[Any]
+    scales: NDArray[np.float32]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    feature_ids: NDArray[np.int32]
+    feature_weights: NDArray[np.float32]
+
+    @property
+    def size(self) -> int:
+        """B, the number of rows."""
+        return len(self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
 class RankedList:
     """The answer to one query.
 

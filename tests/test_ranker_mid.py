@@ -44,7 +44,11 @@ class Shop:
         return [item.id for item in self.items]
 
 
-@pytest.fixture(scope="module", params=[("ort", PER_LAYER), ("ort", NARROW), ("reference", NARROW)], ids=["ort", "ort narrow", "reference"])
+@pytest.fixture(
+    scope="module",
+    params=[("ort", PER_LAYER), ("ort", NARROW), ("native", NARROW), ("reference", NARROW)],
+    ids=lambda p: f"{p[0]} {'narrow' if p[1] is NARROW else 'per layer'}",
+)
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     folder, (backend, settings) = tmp_path_factory.mktemp("mid"), request.param
     build_engine(Case("", "", True, 0, mid=settings).mid_export(folder), folder / "bundle", backend=backend)

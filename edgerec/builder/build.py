@@ -97,8 +97,7 @@ def build_engine(
     export : folder written by ``edgerec export``.
     bundle : folder to write; must not exist, unless ``replace`` is given and it is a bundle.
     backend : ``native`` (the C engine: BERT-type students, int8 by token), ``ort`` (ONNX Runtime: any student) or ``reference`` (numpy, the
-        oracle). None: ``native`` where it runs the student, else ``ort``; `BuildReport.backend_reason` says why. Mid-fusion students run on
-        ``ort`` and ``reference``.
+        oracle). None: ``native`` where it runs the student, else ``ort``; `BuildReport.backend_reason` says why.
     precision : ``fp32``; but for ``reference`` ``int8``; for ``native`` and ``tensorrt`` ``bf16``; for ``tensorrt`` ``fp16`` and ``fp8``.
     activations : for int8 on ``ort``, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is
         closer to fp32), ``batch`` (faster), ``static`` (ranges from the calibration sample); see `edgerec.builder.quantize.quantize_int8`.
@@ -179,8 +178,6 @@ def _engine(export: Export, backend: str | None, precision: str, clock: _Clock, 
         backend, reason = "ort", f"activations = {activations!r} are ONNX Runtime's"
     if backend in (None, "native"):
         try:
-            if export.states:
-                raise BuildError(f"{export.folder}: the native engine does not run mid-fusion students yet; --backend ort will take it")
             with clock.step("compile"):
                 engine = native_engine(export, precision)
             return "native", reason if backend else "the native engine runs this student", {ENGINE_FILES["native"]: engine}

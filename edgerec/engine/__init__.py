@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..bundle import Manifest, read_json, read_manifest
 from ..errors import BundleError, EngineError
 from ..states import ItemStates, StateSpec
-from ..types import Batch, RaggedBatch, StateBatch
+from ..types import Batch, RaggedBatch, RaggedStateBatch, StateBatch
 
 
 @runtime_checkable
@@ -83,6 +83,17 @@ class QueryEngine(MidEngine, Protocol):
 
         None where nothing is gained: the backend reads ``query_ids`` itself. Raises EngineError.
         """
+        ...
+
+
+@runtime_checkable
+class RaggedMidEngine(MidEngine, Protocol):
+    """A `MidEngine` that reads states where they lie, and wants all rows of a query in one call."""
+
+    def run_ragged_states(
+        self, batch: RaggedStateBatch, *, deadline_ns: int = 0, done: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float32]:
+        """Logits, float32 [B], the same as `run_states` of the rows padded. Parameters and errors as of `RaggedEngine.run_ragged`."""
         ...
 
 
@@ -217,16 +228,22 @@ def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool
     raise EngineError(f"{root}: this edgerec has no engine for backend {manifest.backend!r}; build the bundle for ort, native or reference")
 
 
-def _load_mid(root: Path, manifest: Manifest, model: object, limits: Limits, *, threads: int | None, spinning: bool) -> MidEngine:
+def _load_mid(
+    root: Path, manifest: Manifest, model: Mapping[str, Any], limits: Limits, *, threads: int | None, spinning: bool
+) -> MidEngine:
     if manifest.backend == "ort":
         from .mid_ort import open_mid_ort
 
         return open_mid_ort(root, manifest, model, limits, threads=threads, spinning=spinning)
+    if manifest.backend == "native":
+        from .mid_native import MidNativeEngine
+
+        return MidNativeEngine(root, manifest, model, limits, threads=threads)
     if manifest.backend == "reference":
         from .mid_reference import open_mid_reference
 
         return open_mid_reference(root, manifest, model, limits)
-    raise EngineError(f"{root}: backend {manifest.backend!r} does not run mid-fusion students; build the bundle with --backend ort")
+    raise EngineError(f"{root}: this edgerec has no engine for backend {manifest.backend!r}; build the bundle for ort, native or reference")
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -15,7 +15,8 @@ from onnx import helper
 
 from edgerec.builder import build_engine
 from edgerec.builder.contract import read_export
-from edgerec.builder.native import as_bf16, native_engine, pack_bf16, pack_int8, pack_linear
+from edgerec.builder.native import native_engine
+from edgerec.builder.native_packer import as_bf16, pack_bf16, pack_int8, pack_linear
 from edgerec.builder.weights import read_safetensors
 from edgerec.engine import open_engine
 from edgerec.errors import BuildError

@@ -8,12 +8,17 @@
 #ifdef SMALLEST_MODEL /* for fuzzing, where what counts is how many inputs there are */
 enum { HIDDEN = 32, HEAD = 16, LAYERS = 1, VOCAB = 5, POSITIONS = 9, TYPES = 2, BUCKETS = 4, WIDTH = 3, DEPTH = 5 };
 static const int32_t LAYER_SIZES[2 * LAYERS] = {2, 32};
+enum { MID_LAYERS = 2, QUERY_LAYERS = 1, ITEM_LAYERS = 1, ITEM_START = 4, GROUPS = 1, STATE_WIDTH = 12 };
+static const int32_t MID_SIZES[2 * MID_LAYERS] = {2, 32, 2, 32}, KEEPS[GROUPS] = {1}, READS[MID_LAYERS - QUERY_LAYERS] = {0};
 #else
 /* Both layers differ in heads and inner size, as in a pruned student. */
 enum { HIDDEN = 64, HEAD = 16, LAYERS = 2, VOCAB = 50, POSITIONS = 150, TYPES = 2, BUCKETS = 20, WIDTH = 8, DEPTH = 24 };
 static const int32_t LAYER_SIZES[2 * LAYERS] = {4, 96, 2, 64};
+/* The mid-fusion student: one layer for the query alone, three joint ones, of which two read the same state. */
+enum { MID_LAYERS = 4, QUERY_LAYERS = 1, ITEM_LAYERS = 2, ITEM_START = 60, GROUPS = 2, STATE_WIDTH = 40 };
+static const int32_t MID_SIZES[2 * MID_LAYERS] = {4, 96, 2, 64, 4, 64, 2, 96}, KEEPS[GROUPS] = {1, 2}, READS[MID_LAYERS - QUERY_LAYERS] = {0, 1, 1};
 #endif
-enum { TABLE_ENTRIES = 64, LARGEST_FILE = 1 << 20 };
+enum { TABLE_ENTRIES = 160, LARGEST_FILE = 1 << 21 };
 
 typedef struct engine_file {
     uint8_t *bytes; /* LARGEST_FILE of room, at a multiple of 64, to be changed at will */
@@ -69,7 +74,7 @@ static inline void add_norm(engine_file *f, const char *name)
 /* Scales and sums are those of the int8 weights, so that fp32 and int8 logits are of one size. */
 static inline void add_linear(engine_file *f, const char *part, int64_t k, int64_t n, int weights)
 {
-    char name[32];
+    char name[64];
     const float size = 0.2f;
     snprintf(name, sizeof name, "%s.weight", part);
     if (weights == INTEGERS) {
@@ -92,26 +97,48 @@ static inline void add_linear(engine_file *f, const char *part, int64_t k, int64
     add(f, name, 7, n, 1, 1, 1, -size, size);
 }
 
-/* The whole file: weights of one kind, with or without features and the pooler. */
-static inline engine_file build_file(int weights, int features, int pooler)
+#define NUMBERED(what, part) (snprintf(name, sizeof name, "%s%02d.%s", what, (int)i, part), name)
+
+static inline void add_layers(engine_file *f, const char *what, int64_t count, const int32_t *sizes, int weights)
+{
+    char name[32];
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t width = sizes[2 * i] * HEAD, inner = sizes[2 * i + 1];
+        add_linear(f, NUMBERED(what, "qkv"), HIDDEN, 3 * width, weights);
+        add_linear(f, NUMBERED(what, "attention_output"), width, HIDDEN, weights);
+        add_norm(f, NUMBERED(what, "attention_norm"));
+        add_linear(f, NUMBERED(what, "up"), HIDDEN, inner, weights);
+        add_linear(f, NUMBERED(what, "down"), inner, HIDDEN, weights);
+        add_norm(f, NUMBERED(what, "output_norm"));
+    }
+}
+
+/* What a mid-fusion student has more; `width` is that of a state, HIDDEN or less. */
+static inline void add_mid(engine_file *f, int weights, int state_kind, int width)
+{
+    const int32_t sizes[8] = {QUERY_LAYERS, ITEM_LAYERS, ITEM_START, 0, 1, GROUPS, width, state_kind};
+    const int64_t padded = (width + 31) / 32 * 32;
+    char name[32];
+    memcpy(add(f, "mid", 5, 8, 1, 1, 1, 0, 0), sizes, sizeof sizes);
+    memcpy(add(f, "keeps", 5, GROUPS, 1, 1, 1, 0, 0), KEEPS, sizeof KEEPS);
+    memcpy(add(f, "reads", 5, MID_LAYERS - QUERY_LAYERS, 1, 1, 1, 0, 0), READS, sizeof READS);
+    memcpy(add(f, "items", 5, ITEM_LAYERS, 2, 1, 1, 0, 0), MID_SIZES, sizeof(int32_t) * 2 * ITEM_LAYERS);
+    add_layers(f, "item", ITEM_LAYERS, MID_SIZES, weights);
+    for (int64_t i = 0; i < GROUPS && width < HIDDEN; i++) add_linear(f, NUMBERED("item", "narrow"), HIDDEN, padded, 0);
+    for (int64_t i = QUERY_LAYERS; i < MID_LAYERS; i++) add_linear(f, NUMBERED("layer", "state"), padded, 2 * MID_SIZES[2 * i] * HEAD, weights);
+}
+
+/* The whole file: weights of one kind, with or without features and the pooler; of a mid-fusion student when `width` is above 0. */
+static inline engine_file build_student(int weights, int features, int pooler, int state_kind, int width)
 {
     engine_file f = {.size = 64 + 128 * TABLE_ENTRIES, .state = 7};
     f.bytes = aligned_room(LARGEST_FILE, &f.whole);
     memset(f.bytes, 0, LARGEST_FILE);
-    const int32_t config[11] = {HIDDEN, HEAD, LAYERS, VOCAB, POSITIONS, TYPES, pooler, features ? BUCKETS : 0, features ? WIDTH : 0, features ? DEPTH : 0, weights};
+    const int32_t layers = width > 0 ? MID_LAYERS : LAYERS, *sizes = width > 0 ? MID_SIZES : LAYER_SIZES;
+    const int32_t config[11] = {HIDDEN, HEAD, layers, VOCAB, POSITIONS, TYPES, pooler, features ? BUCKETS : 0, features ? WIDTH : 0, features ? DEPTH : 0, weights};
     memcpy(add(&f, "config", 5, 11, 1, 1, 1, 0, 0), config, sizeof config);
-    memcpy(add(&f, "layers", 5, LAYERS, 2, 1, 1, 0, 0), LAYER_SIZES, sizeof LAYER_SIZES);
-    for (int i = 0; i < LAYERS; i++) {
-        const char *names[2][6] = {{"layer00.qkv", "layer00.attention_output", "layer00.attention_norm", "layer00.up", "layer00.down", "layer00.output_norm"},
-                                   {"layer01.qkv", "layer01.attention_output", "layer01.attention_norm", "layer01.up", "layer01.down", "layer01.output_norm"}};
-        const int64_t width = LAYER_SIZES[2 * i] * HEAD, inner = LAYER_SIZES[2 * i + 1];
-        add_linear(&f, names[i][0], HIDDEN, 3 * width, weights);
-        add_linear(&f, names[i][1], width, HIDDEN, weights);
-        add_norm(&f, names[i][2]);
-        add_linear(&f, names[i][3], HIDDEN, inner, weights);
-        add_linear(&f, names[i][4], inner, HIDDEN, weights);
-        add_norm(&f, names[i][5]);
-    }
+    memcpy(add(&f, "layers", 5, layers, 2, 1, 1, 0, 0), sizes, sizeof(int32_t) * 2 * (size_t)layers);
+    add_layers(&f, "layer", layers, sizes, weights);
     add(&f, "word", weights == INTEGERS ? DTYPE_INT8 : weights == HALVES ? DTYPE_UINT16 : DTYPE_FLOAT32, VOCAB, HIDDEN, 1, 1, -1, 1);
     if (weights == INTEGERS) add(&f, "word.scale", 7, VOCAB, 1, 1, 1, 0.004f, 0.008f);
     add(&f, "position", 7, POSITIONS, HIDDEN, 1, 1, -0.5f, 0.5f);
@@ -123,6 +150,7 @@ static inline engine_file build_file(int weights, int features, int pooler)
         add_linear(&f, "feature_mlp", WIDTH, 32, 0);
     }
     add(&f, "head", 7, HIDDEN + (features ? DEPTH : 0) + 1, 1, 1, 1, -0.3f, 0.3f);
+    if (width > 0) add_mid(&f, weights, state_kind, width);
     f.size = f.ends[f.sections - 1];
     const uint32_t version = 1, sections = (uint32_t)f.sections;
     const uint64_t size = (uint64_t)f.size;
@@ -132,6 +160,9 @@ static inline engine_file build_file(int weights, int features, int pooler)
     memcpy(f.bytes + 16, &size, 8);
     return f;
 }
+
+/* A cross student's. */
+static inline engine_file build_file(int weights, int features, int pooler) { return build_student(weights, features, pooler, 0, 0); }
 
 /* The file as a mapping has it, but that nothing may be read between the sections and behind the last. Free `*whole`. */
 static inline uint8_t *sealed(const engine_file *f, void **whole)

@@ -330,45 +330,70 @@ static void test_rounding(const edr_engine_kernels *k)
     CHECK(special);
 }
 
+/* The keys are in one piece or in two, of which the second may be empty. */
 static void test_attention(const edr_engine_kernels *k)
 {
     uint64_t state = 5;
     for (int round = 0; round < 200; round++) {
         const int64_t t = 1 + random_below(&state, 40), m = 1 + random_below(&state, 9), s = 1 + random_below(&state, 70), ld = s + random_below(&state, 5);
-        const size_t query = (size_t)((m - 1) * ld + s) * 4, key = (size_t)((t - 1) * ld + s) * 4;
-        float *q = make_room(query), *keys = make_room(key), *v = make_room(key), *out = make_room(query);
-        float *room = make_room((size_t)EDR_ATTENTION_ROOM(t, s) * 4);
+        const int64_t own = round % 3 == 0 ? t : 1 + random_below(&state, t);
+        const size_t query = (size_t)((m - 1) * ld + s) * 4, key = (size_t)((own - 1) * ld + s) * 4, rest = (size_t)((t - own) * s) * 4;
+        float *q = make_room(query), *out = make_room(query), *room = make_room((size_t)EDR_ATTENTION_ROOM(t, s) * 4);
+        float *keys = make_room(key), *v = make_room(key), *more_keys = make_room(rest), *more_v = make_room(rest);
         for (size_t i = 0; i < query / 4; i++) q[i] = uniform(&state, 1);
-        for (size_t i = 0; i < key / 4; i++) {
-            keys[i] = uniform(&state, 1);
-            v[i] = uniform(&state, 1);
-        }
-        k->attend(q, ld, m, keys, v, ld, t, s, out, ld, room);
+        for (size_t i = 0; i < key / 4; i++) keys[i] = uniform(&state, 1), v[i] = uniform(&state, 1);
+        for (size_t i = 0; i < rest / 4; i++) more_keys[i] = uniform(&state, 1), more_v[i] = uniform(&state, 1);
+        const edr_keys first = {keys, v, ld, own}, second = {more_keys, more_v, s, t - own}, *more = round % 6 == 0 ? NULL : &second;
+        k->attend(q, ld, m, &first, more, s, out, ld, room);
         double off = 0;
         for (int64_t r = 0; r < m; r++) {
             double p[40], sum = 0;
             for (int64_t j = 0; j < t; j++) {
+                const float *one = j < own ? keys + j * ld : more_keys + (j - own) * s;
                 double score = 0;
-                for (int64_t i = 0; i < s; i++) score += (double)q[r * ld + i] * keys[j * ld + i];
+                for (int64_t i = 0; i < s; i++) score += (double)q[r * ld + i] * one[i];
                 sum += p[j] = exp(score);
             }
             for (int64_t i = 0; i < s; i++) {
                 double y = 0;
-                for (int64_t j = 0; j < t; j++) y += p[j] / sum * v[j * ld + i];
+                for (int64_t j = 0; j < t; j++) y += p[j] / sum * (j < own ? v[j * ld + i] : more_v[(j - own) * s + i]);
                 off = fmax(off, fabs(out[r * ld + i] - y));
             }
         }
         CHECK(off < 1e-5);
-        keys[random_below(&state, t) * ld + random_below(&state, s)] = round % 2 ? NAN : INFINITY;
-        k->attend(q, ld, m, keys, v, ld, t, s, out, ld, room);
+        const int64_t odd_key = random_below(&state, t), place = random_below(&state, s);
+        *(odd_key < own ? keys + odd_key * ld + place : more_keys + (odd_key - own) * s + place) = round % 2 ? NAN : INFINITY;
+        k->attend(q, ld, m, &first, more, s, out, ld, room);
         int odd = 1;
         for (int64_t r = 0; r < m; r++) odd &= isnan(out[r * ld]) && isnan(out[r * ld + s - 1]);
         CHECK(odd);
-        free_room(q);
-        free_room(keys);
-        free_room(v);
+        void *all_of_them[] = {q, out, room, keys, v, more_keys, more_v};
+        for (int i = 0; i < 7; i++) free_room(all_of_them[i]);
+    }
+}
+
+/* Exactly what float32 arithmetic gives, ties to even; a row of zeros; a number that is not finite spoils the scale. */
+static void test_rounding_of_states(const edr_engine_kernels *k)
+{
+    uint64_t state = 7;
+    for (int round = 0; round < 100; round++) {
+        const int64_t n = 32 * (1 + random_below(&state, 5));
+        float *x = make_room((size_t)n * 4), scale, top = 0;
+        int8_t *out = make_room((size_t)n);
+        for (int64_t i = 0; i < n; i++) {
+            x[i] = round == 0 ? 0.0f : round % 2 ? uniform(&state, 3) : 0.25f * (float)(random_below(&state, 509) - 254);
+            top = fmaxf(top, fabsf(x[i]));
+        }
+        if (round % 2 == 0 && round > 0) x[random_below(&state, n)] = top = 63.5f; /* a step of a half: every other number is a tie */
+        k->round_s8(x, n, out, &scale);
+        int exact = scale == fmaxf(top, 1e-20f) / 127.0f;
+        for (int64_t i = 0; i < n; i++) exact &= out[i] == (int8_t)rintf(x[i] / scale);
+        CHECK(exact);
+        x[random_below(&state, n)] = round % 3 == 0 ? NAN : round % 3 == 1 ? INFINITY : -INFINITY;
+        k->round_s8(x, n, out, &scale);
+        CHECK(isnan(scale));
+        free_room(x);
         free_room(out);
-        free_room(room);
     }
 }
 
@@ -385,6 +410,7 @@ int main(void)
             test_rows(k);
             test_rounding(k);
             test_attention(k);
+            test_rounding_of_states(k);
         }
         if (check_failed != failed) fprintf(stderr, "  with %s\n", edr_isa_name(isa));
     }

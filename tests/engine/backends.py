@@ -86,6 +86,10 @@ CASES = [
     # A number between two int8 steps may be rounded to either when its row has other company.
     Case("ort", "fp32", False, 0.02, mid=NARROW),
     Case("ort", "int8", True, 0.02, mid=PER_LAYER),
+    Case("native", "fp32", True, 0.0, mid=PER_LAYER),
+    Case("native", "bf16", True, 0.0, mid=NARROW),
+    Case("native", "int8", False, 0.0, mid=NARROW),
+    Case("native", "int8", True, 0.0, mid=PER_LAYER),
     Case("reference", "fp32", True, 1e-5, mid=PER_LAYER),
     Case("reference", "fp32", False, 0.02, mid=NARROW),
 ]

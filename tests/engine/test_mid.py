@@ -25,7 +25,7 @@ from edgerec.types import Batch, StateBatch
 
 from .backends import NARROW, PER_LAYER, Case
 
-BACKENDS = ("ort", "reference")
+BACKENDS = ("ort", "native", "reference")
 
 
 @pytest.fixture(scope="module", params=[PER_LAYER, NARROW], ids=["per layer", "narrow"])
@@ -61,9 +61,11 @@ def joined(engine: MidEngine, batch: Batch) -> StateBatch:
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1000), count=st.integers(1, 12))
-def test_onnxruntime_agrees_with_the_reference(engines: dict[str, MidEngine], seed: int, count: int) -> None:
+def test_backends_agree_with_the_reference(engines: dict[str, MidEngine], seed: int, count: int) -> None:
     batch = joined(engines["reference"], rows(count, seed))
-    np.testing.assert_allclose(engines["ort"].run_states(batch), engines["reference"].run_states(batch), rtol=1e-4, atol=5e-5)
+    expected = engines["reference"].run_states(batch)
+    np.testing.assert_allclose(engines["ort"].run_states(batch), expected, rtol=1e-4, atol=5e-5)
+    np.testing.assert_allclose(engines["native"].run_states(batch), expected, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -174,12 +176,6 @@ def test_wrong_items_are_an_engine_error_and_none_are_fine(engines: dict[str, Mi
         with pytest.raises(EngineError, match="batch: item_ids"):
             encode(wrong[0], np.array(wrong[1], np.int32))
     assert encode(ids[:0], np.zeros(0, np.int32))[0].shape[:2] == (0, 5)
-
-
-def test_the_native_engine_refuses_a_mid_student_and_says_what_to_do(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="--backend ort"):
-        build_engine(root / "export", tmp_path / "bundle", backend="native")
-    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_bundle_holds_its_graphs_and_is_whole(root: Path) -> None:
