@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from onnx.onnx_pb import NodeProto, TensorProto
 
 from ..errors import BuildError
-from .native import as_bf16
+from .native_packer import as_bf16
 
 HALVES: Mapping[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 # Below this many weights a product costs nothing, and its rounding goes straight into the logit.
