@@ -75,6 +75,7 @@ bench: $(RIVALS)/.edgerec $(SHOP)/student-ort-int8  ## the benchmarks, beside th
 	run $(RIVALS)/bin/python benchmarks/bench_hash.py; \
 	run $(BIN)/edgerec bench $(SHOP)/student-int8 --data $(SHOP)/data; \
 	run $(RIVALS)/bin/python benchmarks/bench_catalog.py $(SHOP)/student-int8; \
+	run $(RIVALS)/bin/python benchmarks/bench_upsert.py $(SHOP)/student-int8; \
 	run $(RIVALS)/bin/python benchmarks/bench_native.py $(SHOP)/export --rounds 40; \
 	run $(RIVALS)/bin/python benchmarks/bench_engine.py $(SHOP)/student-int8 $(SHOP)/student-ort-int8 --data $(SHOP)/data; \
 	run $(RIVALS)/bin/python benchmarks/bench_rank.py --weights $(SHOP)/teacher --data $(SHOP)/data; \

@@ -112,7 +112,7 @@ def _write_chunks(chunks: Iterable[Chunk], crew: Crew, progress: Callable[[int],
     source, done = iter(chunks), 0
     while True:
         while len(waiting) < crew.ahead and (chunk := next(source, None)) is not None:
-            waiting.append((chunk, crew.submit(chunk.missing, chunk.first) if chunk.missing else None))
+            waiting.append((chunk, crew.submit(chunk.missing) if chunk.missing else None))
         if not waiting:
             return
         chunk, result = waiting.popleft()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .catalog_columns import TOMBSTONES, Columns, join, take
-from .catalog_encoder import ItemEncoder, content_of, id_bytes
+from .catalog_encoder import ItemEncoder, content_of, id_bytes, pack_ids
 from .catalog_info import ID_SEED, VERSION
 from .catalog_snapshot import Catalog
 from .errors import BundleError
@@ -63,7 +63,8 @@ class Chunk:
     path : where the columns go, or lie already.
     items : how many.
     done : the file is there and whole.
-    missing : the items that must be encoded; `first` is the number of the first item of the chunk.
+    missing : the items that must be encoded.
+    identity : their ids and content.
     known : columns of the others, from an earlier catalogue.
     order : int64 [items], their places in `known` and `missing`, end to end.
     """
@@ -71,14 +72,16 @@ class Chunk:
     path: Path
     items: int
     done: bool
-    first: int
     missing: Sequence[Item] = ()
+    identity: Columns = field(default_factory=dict)
     known: Columns = field(default_factory=dict)
     order: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
-    def write(self, encoded: Columns | None) -> None:
-        """Put the columns of the missing items beside the known ones, and write the file. Raises OSError."""
-        parts = [columns for columns in (self.known, encoded) if columns]
+    def write(self, computed: Columns | None) -> None:
+        """Put what was computed of the missing items beside the known ones, and write the file. Raises OSError."""
+        parts = [self.known] if self.known else []
+        if computed is not None:
+            parts.append({**self.identity, **computed})
         columns = take(join(parts), self.order) if self.known else parts[0]
         partial = self.path.with_suffix(".tmp")
         partial.unlink(missing_ok=True)
@@ -96,12 +99,13 @@ def plan_chunks(items: Iterable[Item], encoder: ItemEncoder, run: Path, previous
         ids = [id_bytes(item, place) for place, item in enumerate(chunk, first)]
         content = [content_of(item) for item in chunk]
         path = run / f"{number:06}-{_key(encoder, ids, content)}.seg"
+        identity = {**pack_ids(ids), "content": _core.hash_strings(content, ID_SEED)}
         if _is_whole(path):
-            yield Chunk(path, len(chunk), True, first)
+            yield Chunk(path, len(chunk), True)
         elif previous is None:
-            yield Chunk(path, len(chunk), False, first, chunk)
+            yield Chunk(path, len(chunk), False, chunk, identity)
         else:
-            yield _partly_known(path, first, chunk, _core.hash_strings(content, ID_SEED), previous)
+            yield _partly_known(path, chunk, identity, previous)
         first += len(chunk)
 
 
@@ -159,15 +163,15 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _partly_known(path: Path, first: int, chunk: Sequence[Item], content: NDArray[np.uint64], previous: Catalog) -> Chunk:
+def _partly_known(path: Path, chunk: Sequence[Item], identity: Columns, previous: Catalog) -> Chunk:
     rows = previous.find([item.id for item in chunk])
     found = np.flatnonzero(rows >= 0)
     old = previous.columns(rows[found])
-    same = old["content"] == content[found]
+    same = old["content"] == identity["content"][found]
     known = take(old, np.flatnonzero(same))
     known.pop(TOMBSTONES, None)
     order = np.full(len(chunk), -1, np.int64)
     order[found[same]] = np.arange(same.sum())
     order[order < 0] = np.arange(same.sum(), len(chunk))
-    missing = [item for item, place in zip(chunk, order.tolist(), strict=True) if place >= same.sum()]
-    return Chunk(path, len(chunk), False, first, missing, known, order)
+    new = np.flatnonzero(order >= same.sum())
+    return Chunk(path, len(chunk), False, [chunk[i] for i in new.tolist()], take(identity, new), known, order)

@@ -31,6 +31,9 @@ RAGGED: Mapping[str, tuple[str, ...]] = {
 }
 """Ragged columns, and the sections that their offsets divide."""
 TOMBSTONES = "tombstones"
+FLAT = ("content", TOMBSTONES)
+"""Columns of one number a row."""
+EVERY = (*RAGGED, *FLAT)
 
 _COPY_ROWS = 4096
 """Rows copied at once: bounds the memory of writing a segment."""
@@ -41,27 +44,38 @@ def count_items(columns: Columns) -> int:
     return len(columns["content"])
 
 
-def take(columns: Columns, rows: Rows, ragged: Sequence[str] = tuple(RAGGED)) -> dict[str, NDArray[Any]]:
-    """The given rows of the given ragged columns, and of those with one number a row.
+def take(columns: Columns, rows: Rows, names: Sequence[str] = EVERY) -> dict[str, NDArray[Any]]:
+    """The given rows of the columns of these names, as far as there are such.
 
     Raises
     ------
     BundleError : offsets do not fit their values, as those of a damaged catalogue do.
     """
     taken: dict[str, NDArray[Any]] = {}
-    for name in ragged:
-        if f"{name}.offsets" in columns:
+    for name in names:
+        if name in FLAT and name in columns:
+            taken[name] = columns[name][_index(rows)]
+        elif f"{name}.offsets" in columns:
             places, taken[f"{name}.offsets"] = _places(columns, name, rows)
             taken.update({section: columns[section][places] for section in RAGGED[name] if section in columns})
-    return taken | {name: columns[name][_index(rows)] for name in ("content", TOMBSTONES) if name in columns}
+    return taken
 
 
 def join(parts: Sequence[Columns]) -> dict[str, NDArray[Any]]:
-    """The items of all parts, which have the same columns, end to end. `TOMBSTONES` may be absent where there are none."""
-    if len(parts) == 1:
-        return dict(parts[0])
-    columns = lay_out([(part, range(count_items(part))) for part in parts])
-    return {name: np.concatenate(list(column.chunks)) for name, column in columns.items()}
+    """The rows of all parts, which have the same columns, end to end. `TOMBSTONES` may be absent where there are none."""
+    first, *others = parts
+    if not others:
+        return dict(first)
+    joined = {
+        name: np.concatenate([part[name] for part in parts]) for name in first if name != TOMBSTONES and not name.endswith(".offsets")
+    }
+    for name in RAGGED:
+        if (ends := f"{name}.offsets") in first:
+            bases = np.cumsum([len(part[name]) for part in parts])
+            joined[ends] = np.concatenate([first[ends], *(part[ends][1:] + base for part, base in zip(others, bases, strict=False))])
+    if any(TOMBSTONES in part for part in parts):
+        joined[TOMBSTONES] = np.concatenate([_tombstones(part, range(count_items(part))) for part in parts])
+    return joined
 
 
 def lay_out(pieces: Sequence[tuple[Columns, Rows]]) -> dict[str, Column]:
@@ -121,10 +135,10 @@ def _index(rows: Rows) -> Any:
 
 def _places(columns: Columns, name: str, rows: Rows) -> tuple[Any, NDArray[np.int64]]:
     """Which values of a ragged column belong to the rows, and the offsets of these alone, int64 [N * C + 1]; C is 1 but for features."""
-    offsets, size, items = columns[f"{name}.offsets"], len(columns[name]), count_items(columns)
     if not len(rows):
         return slice(0, 0), np.zeros(1, np.int64)
-    each = (len(offsets) - 1) // items
+    offsets, size = columns[f"{name}.offsets"], len(columns[name])
+    each = (len(offsets) - 1) // count_items(columns) if name == "features" else 1
     if isinstance(rows, range):
         inside = offsets[rows.start * each : rows.stop * each + 1]
         start, end = int(inside[0]), int(inside[-1])
@@ -138,8 +152,12 @@ def _places(columns: Columns, name: str, rows: Rows) -> tuple[Any, NDArray[np.in
     if starts.min() < 0 or lengths.min() < 0 or ends.max() > size or (total := int(lengths.sum())) > size:
         raise _damaged(name)
     begins = np.cumsum(lengths) - lengths
-    inner = offsets[first[:, None] + np.arange(1, each + 1)] + (begins - starts)[:, None]
-    return np.arange(total) + np.repeat(starts - begins, lengths), np.concatenate([np.zeros(1, np.int64), inner.reshape(-1)])
+    inner = np.zeros(len(rows) * each + 1, np.int64)
+    if each == 1:
+        np.cumsum(lengths, out=inner[1:])
+    else:
+        inner[1:] = (offsets[first[:, None] + np.arange(1, each + 1)] + (begins - starts)[:, None]).reshape(-1)
+    return np.arange(total) + np.repeat(starts - begins, lengths), inner
 
 
 def _damaged(name: str) -> BundleError:

@@ -73,9 +73,12 @@ class ItemEncoder:
         InputError : an item or a part of it is of a wrong type, or an id is empty or has NUL or lone surrogates.
         EngineError : the engine that encodes items cannot be loaded on this machine, or fails.
         """
-        columns = pack_ids([id_bytes(item, number) for number, item in enumerate(items, first)])
+        return identify(items, first) | self.compute(items)
+
+    def compute(self, items: Sequence[Item]) -> dict[str, NDArray[Any]]:
+        """What `encode` gives but ids and content: the work that can be done elsewhere. Errors as `encode`."""
         tokens, offsets = self._text.encode_items([self._text.item_text(item) for item in items])
-        columns |= {"tokens": tokens, "tokens.offsets": offsets}
+        columns: dict[str, NDArray[Any]] = {"tokens": tokens, "tokens.offsets": offsets}
         if self.states is not None:
             states = self._open_engine().encode_ragged(tokens, offsets)
             columns |= {"states": states.values, "states.offsets": states.offsets}
@@ -84,7 +87,7 @@ class ItemEncoder:
         if self._features is not None and self.fields:
             encoded = self._features.encode_items(items)
             columns |= {"features": encoded.hashes, "features.offsets": encoded.offsets}
-        return columns | {"content": _core.hash_strings([content_of(item) for item in items], ID_SEED)}
+        return columns
 
     def close(self) -> None:
         """Release the engine."""
@@ -108,6 +111,12 @@ class ItemEncoder:
                 raise BundleError(f"{self._root}: its engine cannot encode items, though model.json has states; build the bundle again")
             self._engine = engine
         return self._engine
+
+
+def identify(items: Sequence[Item], first: int = 1) -> dict[str, NDArray[Any]]:
+    """The columns ``ids``, ``ids.offsets`` and ``content``. Parameters and errors as `ItemEncoder.encode`."""
+    columns = pack_ids([id_bytes(item, number) for number, item in enumerate(items, first)])
+    return columns | {"content": _core.hash_strings([content_of(item) for item in items], ID_SEED)}
 
 
 def tombstones(ids: Sequence[str], fields: int, states: StateSpec | None) -> dict[str, NDArray[Any]]:
@@ -145,4 +154,7 @@ def content_of(item: Item) -> str:
     price = item.price if isinstance(item.price, int | float) else None
     parts = [item.title, item.text, item.brand, item.category, "" if price is None else repr(float(price))]
     parts += [part for key in sorted(item.attributes) for part in (key, item.attributes[key])]
-    return "\x1f".join(clean_text(part) for part in parts)
+    try:
+        return clean_text("\x1f".join(parts))
+    except TypeError:
+        return "\x1f".join(map(clean_text, parts))  # which says what is no text

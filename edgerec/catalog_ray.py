@@ -47,8 +47,8 @@ def encode_on_ray(bundle: str | os.PathLike[str], threads: int) -> Iterator[Crew
         shipped = ray.put({**files, MANIFEST: (root / MANIFEST).read_bytes()})
         task = ray.remote(num_cpus=threads)(_encode)
 
-        def submit(items: Sequence[Item], first: int) -> Any:
-            result = task.remote(shipped, manifest.model_version, threads, items, first)
+        def submit(items: Sequence[Item]) -> Any:
+            result = task.remote(shipped, manifest.model_version, threads, items)
 
             def wait() -> Columns:
                 columns = ray.get(result)
@@ -70,7 +70,7 @@ _encoders: dict[tuple[str, int], tuple[ItemEncoder, tempfile.TemporaryDirectory[
 """Of a worker process: tasks that follow each other share the open bundle. The folder is removed when the process ends."""
 
 
-def _encode(files: Mapping[str, bytes], model_version: str, threads: int, items: Sequence[Item], first: int) -> Columns | EdgerecError:
+def _encode(files: Mapping[str, bytes], model_version: str, threads: int, items: Sequence[Item]) -> Columns | EdgerecError:
     """Runs on a worker; an error of ours is an answer, for Ray would wrap it in its own and try again."""
     try:
         key = (model_version, threads)
@@ -79,6 +79,6 @@ def _encode(files: Mapping[str, bytes], model_version: str, threads: int, items:
             for name, data in files.items():
                 (Path(folder.name) / name).write_bytes(data)
             _encoders[key] = ItemEncoder(folder.name, threads=threads), folder
-        return _encoders[key][0].encode(items, first)
+        return _encoders[key][0].compute(items)
     except EdgerecError as e:
         return e

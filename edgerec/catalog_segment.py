@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class CatalogSegment:
 
     Attributes
     ----------
-    entry : what ``catalog.json`` says of it.
+    entry : what ``catalog.json`` says of it; with the SHA-256 that version 3 lacks.
     item_tokens : (tokens int32 [total], offsets int64 [R + 1]); item i is ``tokens[offsets[i]:offsets[i + 1]]``.
     features : the hashes of the items' fields; no fields for a bundle without features.
     states : for a mid-fusion student, the states of every item; else None.
@@ -35,10 +36,10 @@ class CatalogSegment:
 
     def __init__(self, path: Path, entry: Segment, info: CatalogInfo) -> None:
         """Map the file. Raises BundleError when it is not the one that the catalogue lists, or its sections do not fit each other."""
-        self.entry = entry
         self._sections = sections = SectionFile(path)
         if entry.sha256 and (sections.size != entry.bytes or sections.table_sha256 != entry.sha256):
             raise BundleError(f"{path} is not the file that catalog.json lists: damaged, or of another catalogue; build it again")
+        self.entry = entry if entry.sha256 else replace(entry, sha256=sections.table_sha256)
         self.columns: dict[str, NDArray[Any]] = {}
         self._ids = self._ragged("ids", np.uint8)
         self._keys = sections.column("ids.index.keys", np.uint64)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .catalog_columns import RAGGED, join, take
+from .catalog_columns import EVERY, join, take
 from .catalog_info import CATALOG, CatalogInfo, Stamp, read_info, read_stamp
 from .catalog_segment import CatalogSegment, newest
 from .errors import BundleError
@@ -157,17 +157,17 @@ class Catalog:
 
     def columns(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """All columns of the given rows, each once, copied, in this order. Raises BundleError when their offsets are damaged."""
-        places, columns = self._gather(rows, np.searchsorted(self._starts, rows, "right") - 1, tuple(RAGGED))
+        places, columns = self._gather(rows, np.searchsorted(self._starts, rows, "right") - 1, EVERY)
         return take(columns, places)
 
     def _gather(
-        self, rows: NDArray[np.int64], owners: NDArray[np.int64], ragged: tuple[str, ...]
+        self, rows: NDArray[np.int64], owners: NDArray[np.int64], names: tuple[str, ...]
     ) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:
         """The rows' columns, segment by segment, and the place of each row in them."""
         places, parts, end = np.empty(len(rows), np.int64), [], 0
         for number in np.unique(owners).tolist() or [0]:
             chosen = np.flatnonzero(owners == number)
-            parts.append(take(self.segments[number].columns, rows[chosen] - self._starts[number], ragged))
+            parts.append(take(self.segments[number].columns, rows[chosen] - self._starts[number], names))
             places[chosen] = np.arange(end, end + len(chosen))
             end += len(chosen)
         return places, join(parts)

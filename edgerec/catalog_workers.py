@@ -22,18 +22,18 @@ class Crew:
 
     Attributes
     ----------
-    submit : starts to encode items, of which the first has the given number; what it returns waits for the columns.
+    submit : starts to compute the columns of items (`ItemEncoder.compute`); what it returns waits for them.
     ahead : chunks to hand over before the columns of the first are asked for.
     """
 
-    submit: Callable[[Sequence[Item], int], Callable[[], Columns]]
+    submit: Callable[[Sequence[Item]], Callable[[], Columns]]
     ahead: int
 
 
 @contextmanager
 def encode_here(encoder: ItemEncoder) -> Iterator[Crew]:
     """Encode in this process, when the columns are asked for."""
-    yield Crew(lambda items, first: lambda: encoder.encode(items, first), 1)
+    yield Crew(lambda items: lambda: encoder.compute(items), 1)
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def encode_in_processes(bundle: str | os.PathLike[str], workers: int, threads: i
     # Spawned, not forked: a fork would take over locks of threads that it does not have.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare, initargs=(os.fspath(bundle), threads))
     try:
-        yield Crew(lambda items, first: pool.submit(_encode, items, first).result, 2 * workers)
+        yield Crew(lambda items: pool.submit(_encode, items).result, 2 * workers)
     except BrokenProcessPool as e:
         raise EngineError(f"one of {workers} processes that encode items died: {e}; try fewer, and go on with resume") from e
     finally:
@@ -63,8 +63,8 @@ def _prepare(bundle: str, threads: int) -> None:
     _bundle, _threads = bundle, threads
 
 
-def _encode(items: Sequence[Item], first: int) -> Columns:
+def _encode(items: Sequence[Item]) -> Columns:
     global _encoder
     if _encoder is None:  # here, not in _prepare: its errors must reach the caller
         _encoder = ItemEncoder(_bundle, threads=_threads)
-    return _encoder.encode(items, first)
+    return _encoder.compute(items)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .catalog_columns import TOMBSTONES, Columns, Rows, write_segment
 from .catalog_encoder import ItemEncoder, tombstones
-from .catalog_info import CATALOG, Segment, sync_folder, write_info
+from .catalog_info import CATALOG, MAX_SEGMENTS, Segment, sync_folder, write_info
 from .catalog_segment import CatalogSegment, newest
 from .catalog_snapshot import Catalog
 from .errors import BundleError, InputError
@@ -138,8 +138,10 @@ class CatalogWriter:
             if self._merger is not None:
                 self._merger.join()
         finally:
-            self._encoder.close()
-            os.close(self._lock_file)
+            with self._merging:
+                self._encoder.close()
+                os.close(self._lock_file)
+                self._lock_file = -1
         self._raise_merge_error()
 
     def __enter__(self) -> CatalogWriter:
@@ -156,16 +158,19 @@ class CatalogWriter:
     def _raise_merge_error(self) -> None:
         error, self._merge_error = self._merge_error, None
         if error is not None:
-            raise BundleError(f"{self._root}: merging segments in the background failed: {error}; no item is lost") from error
+            raise BundleError(
+                f"{self._root}: merging segments in the background failed: {error}; no earlier change is lost, make this one again"
+            ) from error
 
     def _append(self, pieces: Sequence[tuple[Columns, Rows]], more: int) -> int:
         """Write one segment of the pieces and publish it; `more` items are there than before."""
         self._check_open()
         if not sum(len(rows) for _, rows in pieces):
             return self._catalog.info.generation
-        segment = self._write(pieces)
-        info = self._catalog.info
-        self._publish((*info.segments, segment), info.items + more)
+        before = tuple(segment.entry for segment in self._catalog.segments)
+        if len(before) >= MAX_SEGMENTS:
+            raise BundleError(f"{self._root} has {len(before)} segments, the most there may be; merge them: call compact")
+        self._publish((*before, self._write(pieces)), self._catalog.info.items + more)
         self._start_merger()
         return self._catalog.info.generation
 
@@ -216,6 +221,8 @@ class CatalogWriter:
     def _merge(self, start_of: Callable[[Sequence[int]], int | None]) -> bool:
         """Make one segment of all from a chosen one on; False when none was chosen. Changes go on meanwhile."""
         with self._merging:
+            if self._lock_file < 0:
+                raise BundleError(f"the writer of {self._root} is closed; open another")
             segments = self._catalog.segments
             start = start_of([len(segment) for segment in segments])
             if start is None:
@@ -223,8 +230,8 @@ class CatalogWriter:
             run = segments[start:]
             merged = self._write([_survivors(segment, rows, forget=not start) for segment, rows in zip(run, newest(run), strict=True)])
             with self._changing:
-                info = self._catalog.info
-                self._publish((*info.segments[:start], merged, *info.segments[start + len(run) :]), info.items)
+                now = [segment.entry for segment in self._catalog.segments]
+                self._publish((*now[:start], merged, *now[start + len(run) :]), self._catalog.info.items)
             for segment in run:  # readers that have them mapped keep them
                 (self._root / segment.entry.file).unlink(missing_ok=True)
             return True

@@ -41,14 +41,14 @@ def fresh(bundle, tmp_path_factory):
 @pytest.fixture
 def encoded(monkeypatch):
     """Small chunks, and the ids of all items that are encoded."""
-    seen, real = [], ItemEncoder.encode
+    seen, real = [], ItemEncoder.compute
 
-    def encode(self, items, first=1):
+    def compute(self, items):
         seen.extend(item.id for item in items)
-        return real(self, items, first)
+        return real(self, items)
 
     monkeypatch.setattr(catalog_encoder, "CHUNK_ITEMS", CHUNK)
-    monkeypatch.setattr(ItemEncoder, "encode", encode)
+    monkeypatch.setattr(ItemEncoder, "compute", compute)
     return seen
 
 

@@ -1,4 +1,7 @@
-"""The same build on a Ray cluster: here one of this machine, started for the test. Slow: it takes tens of seconds to start."""
+"""The same build on a Ray cluster: here one of this machine, started for the test. Needs the extra `ray`.
+
+Slow: the cluster takes tens of seconds to start.
+"""
 
 from __future__ import annotations
 

@@ -162,6 +162,17 @@ def test_what_changes_nothing_makes_no_generation(bundle, path):
     assert Catalog.open(path).info.generation == 0
 
 
+def test_a_catalogue_of_version_3_can_be_changed(bundle, path):
+    info = json.loads((path / "catalog.json").read_text())
+    del info["generation"], info["segments"][0]["sha256"]
+    (path / "catalog.json").write_text(json.dumps({**info, "version": 3}))
+    reader = Catalog.open(path)
+    with CatalogWriter.open(path, bundle) as writer:
+        writer.upsert([item("new", 1)])
+        assert_holds(reader.refresh(), ItemEncoder(bundle), {name: item(name, 0) for name in NAMES} | {"new": item("new", 1)})
+    assert Catalog.open(path, verify=True).info.segments[0].sha256
+
+
 # ------------------------------------------------------------------------------------------------------------ serving
 
 
@@ -323,6 +334,19 @@ def test_a_full_disk_is_a_bundle_error_and_changes_nothing(bundle, path, monkeyp
         assert sorted(p.name for p in (path / "segments").iterdir()) == ["000000.seg"]
         writer.upsert([item("new", 2)])
         assert writer.catalog.info.items == len(NAMES) + 1
+
+
+def test_more_segments_than_may_be_are_refused_until_they_are_merged(bundle, path, monkeypatch):
+    monkeypatch.setattr(catalog_writer, "MAX_SEGMENTS", 3)
+    monkeypatch.setattr(catalog_writer, "merge_start", lambda rows: None)
+    with CatalogWriter.open(path, bundle) as writer:
+        for version in range(2):
+            writer.upsert([item("new", version)])
+        with pytest.raises(BundleError, match="3 segments, the most there may be"):
+            writer.upsert([item("new", 2)])
+        writer.compact()
+        writer.upsert([item("new", 3)])
+        assert writer.catalog.columns(writer.catalog.find(["new"]))["content"] == ItemEncoder(bundle).encode([item("new", 3)])["content"]
 
 
 def test_a_merge_that_fails_is_told_at_the_next_change(bundle, path, monkeypatch):

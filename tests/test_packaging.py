@@ -117,6 +117,6 @@ def test_every_requirement_is_pinned_in_constraints() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.partition("==")[0] for line in lines if not line.startswith("#")}
     extras = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *(r for extra in ("ort", "build", "rtx", "train", "dev") for r in extras[extra])]
+    wanted = [*PROJECT["dependencies"], *(r for extra in ("ort", "build", "rtx", "train", "ray", "dev") for r in extras[extra])]
     names = {requirement.partition(">")[0].partition("[")[0].lower() for requirement in wanted}
     assert names - pinned == set()
