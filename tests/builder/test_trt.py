@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +186,15 @@ def test_which_tensorrt_builds_for_what(name: str) -> None:
             builder._flavour(options(**given), RUNTIMES[where])
     else:
         assert builder._flavour(options(**given), RUNTIMES[where]) == expected
+
+
+def test_without_a_device_the_command_says_so_and_does_not_crash(export: Path, tmp_path: Path) -> None:
+    command = ["-m", "edgerec", "build-engine", str(export), str(tmp_path / "bundle"), "--backend", "tensorrt"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # also on a machine that has one
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "error: there is no GPU to build for: " in done.stderr
+    assert "for example --target sm_89" in done.stderr
 
 
 def test_a_missing_tensorrt_is_named_with_the_way_to_get_it() -> None:
