@@ -34,6 +34,8 @@ $(SETUP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) pip setuptools wheel cython numpy
 	$(PIP) --no-build-isolation --editable '.[train,build,rtx,dev]'
+	@# Its protobuf schema alone is used, and its requirements conflict with constraints.txt.
+	$(PIP) --no-deps tritonclient
 	touch $@
 
 core: $(CORE)  ## compile csrc/ and its two bindings in place

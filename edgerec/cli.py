@@ -12,6 +12,7 @@ import click
 
 from . import __version__
 from .cli_data import data
+from .cli_gpu import export_triton
 from .cli_output import as_json, show
 from .cli_serve import bench, build_catalog, build_engine, inspect, rank, verify
 from .cli_train import distill, evaluate, export, prune, train
@@ -92,7 +93,7 @@ def version(as_json: bool) -> None:
     show(versions, as_json=True)
 
 
-for command in (data, train, distill, prune, export, build_engine, build_catalog, rank, evaluate, bench, inspect, verify):
+for command in (data, train, distill, prune, export, build_engine, build_catalog, rank, evaluate, bench, inspect, verify, export_triton):
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""Options of ``edgerec build-engine`` that only TensorRT has, and what ``edgerec verify`` says of a TensorRT bundle."""
+"""Options of ``edgerec build-engine`` that only TensorRT has, what ``verify`` says of its bundles, and ``edgerec export-triton``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_output import NEW_FILE
+from .cli_output import EXISTING_FOLDER, NEW_FILE, NEW_FOLDER, as_json, show
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -87,3 +87,28 @@ def explain_plans(bundle: Path, manifest: Manifest) -> dict[str, Any]:
         return {"plan": plan.file}
     command = rebuild_command(plans, manifest.precision, here)
     return {"plan": "none", "why": why, "instead": " ".join(plans.fallback) or "nothing", "rebuild": command}
+
+
+@click.command("export-triton")
+@click.argument("bundle", type=EXISTING_FOLDER)
+@click.argument("repository", type=NEW_FOLDER)
+@click.option("--name", default="", help="Name of the model in Triton.  [default: the student's]")
+@click.option("--max-batch", default=128, show_default=True, type=click.IntRange(1, 4096), help="Rows in one execution.")
+@click.option("--instances", default=1, show_default=True, type=click.IntRange(1, 64), help="Executions at once.")
+@click.option(
+    "--queue-delay-us", default=500, show_default=True, type=click.IntRange(1, 10**6), help="How long a request may wait for others."
+)
+@as_json
+def export_triton(bundle: Path, repository: Path, name: str, max_batch: int, instances: int, queue_delay_us: int, as_json: bool) -> None:
+    """Add the model of a BUNDLE (built for ort or tensorrt) to a Triton model REPOSITORY.
+
+    Triton gets token ids, not text: tokenizer and layout lie beside the model, in NAME/edgerec.
+
+    \b
+    Example:
+      edgerec export-triton bundle triton-models --name ranker
+    """
+    from .triton import export_triton as run
+
+    folder = run(bundle, repository, name=name, max_batch=max_batch, instances=instances, queue_delay_us=queue_delay_us)
+    show({"model": folder.name, "folder": str(folder)}, as_json=as_json)

@@ -43,23 +43,36 @@ def make_export(
     features: bool = True,
     pooler: bool = False,
     pruned: Sequence[tuple[int, int]] = (),
+    heads: int = HEADS,
+    max_tokens: int = MAX_TOKENS,
+    scale: float = 0.15,
     seed: int = 0,
 ) -> Path:
     """Write a complete export folder (see docs/formats.md) and return it; ``pruned`` has heads and FFN columns of each layer."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     vocab = write_tokenizer(folder / "tokenizer.json")
-    sizes = pruned or [(HEADS, 4 * hidden)] * layers
-    weights = random_weights(rng, sizes=sizes, hidden=hidden, vocab=vocab, features=features, pooler=pooler)
-    onnx.save(build_graph(weights, layers=layers, size=hidden // HEADS), folder / "student.onnx")
-    write_safetensors(folder / "student.safetensors", weights, {"format": "edgerec-student", "layers": str(layers), "heads": str(HEADS)})
+    sizes = pruned or [(heads, 4 * hidden)] * layers
+    weights = random_weights(
+        rng,
+        sizes=sizes,
+        hidden=hidden,
+        vocab=vocab,
+        features=features,
+        pooler=pooler,
+        size=hidden // heads,
+        positions=2 * max_tokens,
+        scale=scale,
+    )
+    onnx.save(build_graph(weights, layers=layers, size=hidden // heads), folder / "student.onnx")
+    write_safetensors(folder / "student.safetensors", weights, {"format": "edgerec-student", "layers": str(layers), "heads": str(heads)})
     model: dict[str, Any] = {
         "format": "edgerec-export",
         "version": 1,
         "name": f"tiny-l{layers}",
-        "student": {"layers": layers, "hidden": hidden, "heads": HEADS, "intermediate": 4 * hidden, "vocab": vocab},
+        "student": {"layers": layers, "hidden": hidden, "heads": heads, "intermediate": 4 * hidden, "vocab": vocab},
         "text": {
-            "max_tokens": MAX_TOKENS,
+            "max_tokens": max_tokens,
             "max_query_tokens": MAX_QUERY_TOKENS,
             "item_fields": ["title"],
             "prefix": [2],
@@ -78,7 +91,7 @@ def make_export(
     if pruned:
         model["student"] |= {"layer_heads": [heads for heads, _ in pruned], "layer_intermediate": [columns for _, columns in pruned]}
     (folder / "model.json").write_text(json.dumps(model, indent=1), encoding="utf-8")
-    write_calibration(folder, rng, vocab=vocab, features=features)
+    write_calibration(folder, rng, vocab=vocab, features=features, width=max_tokens)
     return folder
 
 
@@ -127,15 +140,25 @@ def write_tokenizer(path: Path) -> int:
 
 
 def random_weights(
-    rng: np.random.Generator, *, sizes: Sequence[tuple[int, int]], hidden: int, vocab: int, features: bool, pooler: bool = False
+    rng: np.random.Generator,
+    *,
+    sizes: Sequence[tuple[int, int]],
+    hidden: int,
+    vocab: int,
+    features: bool,
+    pooler: bool = False,
+    size: int = 0,
+    positions: int = 64,
+    scale: float = 0.15,
 ) -> Weights:
-    """Weights by torch parameter name; linear weights are [out, in]."""
+    """Weights by torch parameter name; linear weights are [out, in]. A head is ``size`` wide, else a fourth of ``hidden``."""
     weights: Weights = {}
+    usual = scale
 
-    def tensor(name: str, *shape: int, scale: float = 0.15, mean: float = 0.0) -> None:
+    def tensor(name: str, *shape: int, scale: float = usual, mean: float = 0.0) -> None:
         weights[name] = (mean + scale * rng.standard_normal(shape)).astype(np.float32)
 
-    def linear(name: str, rows: int, columns: int, scale: float = 0.15) -> None:
+    def linear(name: str, rows: int, columns: int, scale: float = usual) -> None:
         tensor(f"{name}.weight", rows, columns, scale=scale)
         tensor(f"{name}.bias", rows, scale=0.05)
 
@@ -144,11 +167,11 @@ def random_weights(
         tensor(f"{name}.bias", hidden, scale=0.1)
 
     tensor("tower.word_embeddings.weight", vocab, hidden, scale=1.0)
-    tensor("tower.position_embeddings.weight", 64, hidden, scale=0.2)
+    tensor("tower.position_embeddings.weight", positions, hidden, scale=0.2)
     tensor("tower.type_embeddings.weight", 2, hidden, scale=0.2)
     norm("tower.embedding_norm")
     for i, (heads, columns) in enumerate(sizes):
-        prefix, width = f"tower.layers.{i}", heads * (hidden // HEADS)
+        prefix, width = f"tower.layers.{i}", heads * (size or hidden // HEADS)
         for part in ("query", "key", "value"):
             linear(f"{prefix}.{part}", width, hidden)
         linear(f"{prefix}.attention_output", hidden, width)
@@ -294,9 +317,9 @@ def random_rows(rng: np.random.Generator, rows: int, *, vocab: int, features: bo
     }
 
 
-def write_calibration(folder: Path, rng: np.random.Generator, *, vocab: int, features: bool) -> None:
+def write_calibration(folder: Path, rng: np.random.Generator, *, vocab: int, features: bool, width: int = MAX_TOKENS) -> None:
     """calibration.npz: rows, logits of the fp32 graph, and grades 0..3 that follow the logits with noise."""
-    inputs = random_rows(rng, QUERIES * ITEMS_PER_QUERY, vocab=vocab, features=features)
+    inputs = random_rows(rng, QUERIES * ITEMS_PER_QUERY, vocab=vocab, features=features, width=width)
     session = ort.InferenceSession(str(folder / "student.onnx"), providers=["CPUExecutionProvider"])
     logits = session.run(["logits"], {i.name: inputs[i.name] for i in session.get_inputs()})[0]
     noisy = logits + 0.5 * logits.std() * rng.standard_normal(logits.shape)

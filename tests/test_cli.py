@@ -59,7 +59,7 @@ def served(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_commands_are_those_of_the_readme() -> None:
     names = {" ".join(words) for words in all_commands()}
-    serve = {"build-engine", "build-catalog", "rank", "bench", "inspect", "verify", "version"}
+    serve = {"build-engine", "build-catalog", "rank", "bench", "inspect", "verify", "version", "export-triton"}
     train = {
         "data validate",
         "data import",

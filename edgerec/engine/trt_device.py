@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -57,6 +57,7 @@ class Slot:
         if unknown := self._context.infer_shapes():
             raise EngineError(f"the plan needs more inputs than edgerec has: {', '.join(unknown)}; build the bundle again")
         self.graph: Any = None
+        self._forget: Callable[[], object] = lambda: None
 
     def enqueue(self) -> None:
         """Copy there, run, copy back: on the stream, without waiting."""
@@ -76,6 +77,12 @@ class Slot:
         executable = _status(driver.cuGraphInstantiate(graph, 0))
         _status(driver.cuGraphDestroy(graph))
         self.graph = lambda: _status(driver.cuGraphLaunch(executable, stream))
+        self._forget = lambda: driver.cuGraphExecDestroy(executable)
+
+    def drop_graph(self) -> None:
+        """Launch plainly from now on."""
+        self.graph, forget, self._forget = None, self._forget, lambda: None
+        forget()
 
     def run(self) -> None:
         """Score what lies in ``views``; afterwards ``logits`` has the result. Waiting does not hold the GIL."""
@@ -169,10 +176,14 @@ class Device:
             self._closed = True
             self._change.notify_all()
             self._change.wait_for(lambda: len(self._idle) == self._lanes)
-            self._idle.clear()
         with self.current():
-            del self._engine, self._runtime
+            for lane in self._idle:
+                for slot in lane:
+                    slot.drop_graph()
+            # Contexts before their engine, memory while its context is current.
+            self._idle.clear()
             self._kept.clear()
+            del self._engine, self._runtime
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -215,7 +226,7 @@ class Device:
         except (EngineError, self.cuda.Error) as error:
             for lane in self._idle:
                 for slot in lane:
-                    slot.graph = None
+                    slot.drop_graph()
             self.launches = f"plain launches: {error}"
             return
         self.launches = "CUDA graphs"

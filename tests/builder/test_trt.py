@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +20,19 @@ from onnx import helper
 
 from edgerec.builder import GpuOptions, build_engine
 from edgerec.builder import trt as builder
+from edgerec.builder.calibrate import calibrate
 from edgerec.builder.contract import Export, read_export
 from edgerec.builder.trt import PRECISIONS, run_child
+from edgerec.builder.trt_half import halve
 from edgerec.builder.trt_inspect import summarise
+from edgerec.builder.trt_qdq import EIGHTS, quantise
 from edgerec.bundle import verify_bundle
 from edgerec.cli import cli
 from edgerec.cli_gpu import read_gpu
 from edgerec.engine.gpu import Gpu
 from edgerec.engine.trt_plans import Plans, Runtime, installed_version
 from edgerec.errors import BuildError, InputError
+from edgerec.types import Batch
 
 NO_GPU = Gpu(reason="no NVIDIA driver on this machine")
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
@@ -182,6 +188,15 @@ def test_which_tensorrt_builds_for_what(name: str) -> None:
         assert builder._flavour(options(**given), RUNTIMES[where]) == expected
 
 
+def test_without_a_device_the_command_says_so_and_does_not_crash(export: Path, tmp_path: Path) -> None:
+    command = ["-m", "edgerec", "build-engine", str(export), str(tmp_path / "bundle"), "--backend", "tensorrt"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # also on a machine that has one
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "error: there is no GPU to build for: " in done.stderr
+    assert "for example --target sm_89" in done.stderr
+
+
 def test_a_missing_tensorrt_is_named_with_the_way_to_get_it() -> None:
     with pytest.raises(BuildError, match=r"tensorrt_rtx is not installed; run: pip install 'edgerec\[rtx\]'"):
         builder._flavour(options(), Runtime(NO_GPU, {}))
@@ -296,30 +311,33 @@ def test_options_of_tensorrt_need_it(export: Path, tmp_path: Path) -> None:
         read_gpu("ort", buckets="1x1", targets=None, timing_cache=None, hardware_compat=None, version_compatible=True, fallback=None)
 
 
-@rtx
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["L6", "L3", "2 x 128"])
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_students_of_real_size_build_for_every_target(tmp_path: Path, name: str, precision: str) -> None:
+SIZES = {"L6": (6, 384, 12), "L3": (3, 384, 12), "2 x 128": (2, 128, 2)}
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def real_graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A student of real size with random weights, as the exporter writes it."""
     torch = pytest.importorskip("torch")
     from edgerec.training.export import _cross_graph, _export_onnx
     from edgerec.training.student import Student, StudentShape
 
-    layers, hidden, heads = {"L6": (6, 384, 12), "L3": (3, 384, 12), "2 x 128": (2, 128, 2)}[name]
+    layers, hidden, heads = SIZES[request.param]
     torch.manual_seed(0)
     student = Student(StudentShape(layers, hidden, heads, 4 * hidden, 30522, 512, True, 32768, 16, 32)).eval()
+    path = tmp_path_factory.mktemp("real") / "student.onnx"
     for module, inputs in _cross_graph(student, 32).values():
-        _export_onnx(module, inputs, tmp_path / "student.onnx")
-    graph = (tmp_path / "student.onnx").read_bytes()
-    from edgerec.builder.calibrate import calibrate
-    from edgerec.builder.trt_half import halve
-    from edgerec.builder.trt_qdq import quantise
-    from edgerec.types import Batch
+        _export_onnx(module, inputs, path)
+    return path.read_bytes()
 
-    rng = np.random.default_rng(0)
+
+@rtx
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_students_of_real_size_build_for_every_target(real_graph: bytes, tmp_path: Path, precision: str) -> None:
+    rng, graph = np.random.default_rng(0), real_graph
     ids, ones = rng.integers(5, 30000, (32, 64)).astype(np.int32), np.ones((32, 64), np.int32)
     features = rng.integers(0, 32768, (32, 32)).astype(np.int32), rng.normal(size=(32, 32)).astype(np.float32)
-    if precision in ("int8", "fp8"):
+    if precision in EIGHTS:
         graph = quantise(graph, precision, calibrate(graph, Batch(ids, ones, 0 * ones, *features)))
     if precision != "fp32":
         graph = halve(graph, "bf16" if precision == "bf16" else "fp16")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from edgerec.builder import GpuOptions, build_engine
 from edgerec.engine import open_engine, trt_device
 from edgerec.engine.gpu import Gpu
 from edgerec.engine.trt import TensorRtEngine, share_out
-from edgerec.errors import EngineError, MissingExtraError
+from edgerec.errors import BundleError, EngineError, MissingExtraError
 from edgerec.types import Batch, RaggedBatch
 
 BUCKETS = ((4, 16), (16, 16), (4, 32), (16, 32))
@@ -241,6 +242,25 @@ def test_a_lost_device_is_an_engine_error_where_the_cpu_may_not_take_over(served
     engine.close()
 
 
+@pytest.mark.parametrize("capture", GRAPHS)
+def test_opening_and_closing_leaves_nothing_on_the_device(served: Served, capture: bool) -> None:
+    served.gpu.OPTIONS["capture"] = capture
+    for _ in range(3):
+        engine = served.open()
+        engine.run(rows(5))
+        engine.close()
+        assert served.gpu.MEMORY.blocks == {}
+        assert served.gpu.COUNTS["graphs"] == 0
+
+
+def test_a_failed_opening_leaves_nothing_on_the_device(served: Served) -> None:
+    served.gpu.MEMORY.limit = 20_000
+    engine = open_engine(served.bundle)
+    gc.collect()
+    assert served.gpu.MEMORY.blocks == {}
+    engine.close()
+
+
 def test_too_little_memory_is_known_at_opening(served: Served) -> None:
     served.gpu.MEMORY.limit = 20_000
     with pytest.raises(EngineError, match="out of memory"):
@@ -346,13 +366,28 @@ def test_a_bundle_without_a_cpu_engine_needs_the_gpu(bundles: Path, tmp_path: Pa
         open_engine(tmp_path / "bundle")
 
 
+def test_a_student_that_the_native_engine_does_not_run_falls_back_to_onnxruntime(tmp_path: Path) -> None:
+    export = make_export(tmp_path / "export", hidden=48)
+    build_engine(export, tmp_path / "exact", backend="reference")
+    with standin():
+        build_engine(export, tmp_path / "bundle", backend="tensorrt", gpu=GpuOptions(buckets=BUCKETS))
+    batch = rows(40)
+    expected = open_engine(tmp_path / "exact").run(batch)
+    with standin(Gpu(reason="no driver")):
+        engine: Any = open_engine(tmp_path / "bundle")
+        assert engine.note.startswith("the CPU engine (ort fp32) scores instead of the GPU")
+        np.testing.assert_allclose(engine.run_ragged(ragged(batch)), expected, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(engine.run(batch), expected, rtol=0, atol=2e-5)
+        done = np.ones(40, np.bool_)
+        assert np.isnan(engine.run_ragged(ragged(batch), deadline_ns=1, done=done)).all()
+        assert not done.any()
+
+
 def test_a_damaged_plan_is_never_given_to_tensorrt(bundles: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundles / "plan", tmp_path / "copy"))
     data = bytearray((copy / f"engine.{GPU.target}.plan").read_bytes())
     data[100] ^= 1
     (copy / f"engine.{GPU.target}.plan").write_bytes(data)
-    from edgerec.errors import BundleError
-
     with standin(), pytest.raises(BundleError, match="sha256"):
         open_engine(copy)
 

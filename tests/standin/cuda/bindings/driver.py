@@ -44,6 +44,12 @@ def cuGraphDestroy(graph: Any) -> tuple[Any, ...]:
     return (CUresult.CUDA_SUCCESS,)
 
 
+def cuGraphExecDestroy(executable: Any) -> tuple[Any, ...]:
+    gpu.COUNTS["graphs"] -= 1
+    executable.clear()
+    return (CUresult.CUDA_SUCCESS,)
+
+
 def cuGraphLaunch(executable: Any, stream: int) -> tuple[Any, ...]:
     if gpu.MEMORY.lost:
         return (CUresult.CUDA_ERROR_UNKNOWN,)
