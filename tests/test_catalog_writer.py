@@ -197,9 +197,10 @@ def test_a_ranker_sees_each_change_at_its_next_request(shop, tmp_path):
         assert set(ranker.rank("red desk lamp", ["brand-new", IDS[7]]).ids) == {"brand-new", IDS[7]}
 
 
-def test_readers_never_see_a_part_of_a_change(bundle, path):
+@pytest.mark.parametrize("versions", [25, pytest.param(3000, marks=pytest.mark.slow)])
+def test_readers_never_see_a_part_of_a_change(bundle, path, versions):
     """Every change replaces all items by those of one version: a reader that sees two versions, or another's column, saw half of one."""
-    versions, encoder = 25, ItemEncoder(bundle)
+    encoder = ItemEncoder(bundle)
     whole = [encoder.encode([item(name, version) for name in NAMES]) for version in range(versions)]
     by_content = {tuple(columns["content"].tolist()): columns for columns in whole}
     catalog, finished, torn, looks = Catalog.open(path), threading.Event(), [], []
