@@ -33,7 +33,7 @@ $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "edgerec needs Python >= 3.10, found " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) pip setuptools wheel cython numpy
-	$(PIP) --no-build-isolation --editable '.[train,build,rtx,dev]'
+	$(PIP) --no-build-isolation --editable '.[train,build,rtx,ray,dev]'
 	@# Its protobuf schema alone is used, and its requirements conflict with constraints.txt.
 	$(PIP) --no-deps tritonclient
 	touch $@

@@ -277,9 +277,10 @@ class Ranker:
 
     def newest(self) -> Catalog | None:
         """The catalogue as it is now; a request keeps to it from its first look-up to its end."""
-        if self.catalog is not None:
-            self.catalog = self.catalog.refresh()
-        return self.catalog
+        if self.catalog is None:
+            return None
+        newest = self.catalog = self.catalog.refresh()
+        return newest  # not self.catalog: another request may just have put the one that it saw there
 
     def _tables(self, found: Candidates, deadline: Deadline) -> Iterator[Table]:
         if found.catalog is not None and len(found.rows) and not deadline.over:

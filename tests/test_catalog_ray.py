@@ -1,6 +1,6 @@
-"""The same build on a Ray cluster: here one of this machine, started for the test. Needs the extra `ray`.
+"""The same build on a Ray cluster: here one of this machine, started for the test.
 
-Slow: the cluster takes tens of seconds to start.
+Needs the extra: ``pip install -c constraints.txt -e .[ray]``. Slow: the cluster takes tens of seconds to start.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from edgerec.catalog import build_catalog
 from edgerec.catalog_encoder import ItemEncoder
 from edgerec.catalog_writer import merge_start
 from edgerec.errors import BundleError, InputError
+from edgerec.states import ItemStates, StateSpec
 
 TESTS = Path(__file__).parent
 NAMES = [f"id-{n}" for n in range(6)]
@@ -69,17 +71,51 @@ def assert_holds(catalog, encoder, expected):
     found = catalog.columns(rows)
     for name, column in fresh.items():
         np.testing.assert_array_equal(found[name], column, err_msg=name)
-    places, tokens, offsets, features, _ = catalog.take(rows)
+    places, tokens, offsets, features, states = catalog.take(rows)
+    assert (states is None) == ("states" not in fresh)
     for k, place in enumerate(places.tolist()):
         np.testing.assert_array_equal(
             tokens[offsets[place] : offsets[place + 1]], fresh["tokens"][slice(*fresh["tokens.offsets"][k : k + 2])]
         )
+        if states is not None:
+            mine, own = slice(*states.offsets[place : place + 2]), slice(*fresh["states.offsets"][k : k + 2])
+            np.testing.assert_array_equal(states.values[mine], fresh["states"][own])
+            np.testing.assert_array_equal(states.scales[mine], fresh["states.scales"][own])
         width = features.fields
         start, end = features.offsets[place * width], features.offsets[(place + 1) * width]
         np.testing.assert_array_equal(
             features.hashes[start:end], fresh["features"][slice(*fresh["features.offsets"][k * width :: width][:2])]
         )
     np.testing.assert_array_equal(np.sort(rows), catalog.rows())
+
+
+class FakeEncoder:
+    """States that are a function of an item's tokens, for tests that need no model to make them."""
+
+    spec = StateSpec(groups=2, width=3, precision="int8", sha256="fake")
+
+    def encode_ragged(self, tokens, offsets):
+        ends = offsets + np.arange(len(offsets))
+        values = np.repeat(np.insert(tokens, offsets[1:], 7)[:, None], self.spec.numbers, axis=1) + np.arange(self.spec.numbers)
+        return ItemStates(values.astype(np.int8), values[:, : self.spec.scales].astype(np.float32), ends)
+
+    def close(self):
+        pass
+
+
+@contextmanager
+def encoders(with_states):
+    """Encoders of a model without or with item states."""
+    real = ItemEncoder.__init__
+
+    def init(self, *args, **options):
+        real(self, *args, **options)
+        self.states, self._engine = FakeEncoder.spec, FakeEncoder()
+
+    with pytest.MonkeyPatch.context() as patch:
+        if with_states:
+            patch.setattr(ItemEncoder, "__init__", init)
+        yield
 
 
 names = st.sampled_from([*NAMES, "new", "new-2"])
@@ -91,10 +127,15 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(steps, max_size=14))
-def test_any_changes_leave_what_they_would_leave_in_a_dict(bundle, tmp_path_factory, changes):
-    path = tmp_path_factory.mktemp("dict") / "catalog"
+@pytest.mark.parametrize("with_states", [False, True], ids=["plain", "states"])
+@settings(max_examples=15, deadline=None)
+@given(changes=st.lists(steps, max_size=14))
+def test_any_changes_leave_what_they_would_leave_in_a_dict(bundle, with_states, tmp_path_factory, changes):
+    with encoders(with_states):
+        check_against_a_dict(bundle, tmp_path_factory.mktemp("dict") / "catalog", changes, with_states)
+
+
+def check_against_a_dict(bundle, path, changes, with_states):
     expected = {name: item(name, 0) for name in NAMES}
     build_catalog(expected.values(), bundle, path)
     reader, encoder, writer = Catalog.open(path), ItemEncoder(bundle), CatalogWriter.open(path, bundle)
@@ -119,6 +160,7 @@ def test_any_changes_leave_what_they_would_leave_in_a_dict(bundle, tmp_path_fact
     writer.close()
     last = Catalog.open(path, verify=True)
     assert_holds(last, encoder, expected)
+    assert bool(last.info.states) == with_states
     assert len(last.segments) == 1
     assert sorted(p.name for p in (path / "segments").iterdir()) == [Path(last.info.segments[0].file).name]
 
@@ -197,9 +239,10 @@ def test_a_ranker_sees_each_change_at_its_next_request(shop, tmp_path):
         assert set(ranker.rank("red desk lamp", ["brand-new", IDS[7]]).ids) == {"brand-new", IDS[7]}
 
 
-def test_readers_never_see_a_part_of_a_change(bundle, path):
+@pytest.mark.parametrize("versions", [25, pytest.param(3000, marks=pytest.mark.slow)])
+def test_readers_never_see_a_part_of_a_change(bundle, path, versions):
     """Every change replaces all items by those of one version: a reader that sees two versions, or another's column, saw half of one."""
-    versions, encoder = 25, ItemEncoder(bundle)
+    encoder = ItemEncoder(bundle)
     whole = [encoder.encode([item(name, version) for name in NAMES]) for version in range(versions)]
     by_content = {tuple(columns["content"].tolist()): columns for columns in whole}
     catalog, finished, torn, looks = Catalog.open(path), threading.Event(), [], []

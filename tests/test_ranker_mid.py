@@ -218,6 +218,18 @@ def test_items_that_came_later_score_as_what_they_say(shop: Shop, tmp_path: Path
     Catalog.open(tmp_path / "catalog", verify=True)
 
 
+def test_several_processes_store_the_same_states(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgerec import catalog_encoder
+
+    monkeypatch.setattr(catalog_encoder, "ENCODED_ITEMS", 5)
+    one, two = (
+        build_catalog(shop.items, shop.folder / "bundle", tmp_path / str(workers), threads=1, workers=workers).segments for workers in (1, 2)
+    )
+    assert one == two  # with their SHA-256
+    again = build_catalog(shop.items, shop.folder / "bundle", tmp_path / "again", threads=1, previous=tmp_path / "1").segments
+    assert again == one
+
+
 def stored(catalog: Catalog) -> ItemStates:
     states = catalog.segments[0].states
     assert states is not None
