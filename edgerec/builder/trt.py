@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ class GpuOptions:
     timeout_s: float = 1800.0
     workspace_bytes: int = 2 << 30
 
-    def check(self, precision: str) -> None:
+    def check(self) -> None:
         """Raise BuildError for a value that no TensorRT takes."""
         if self.hardware_compat not in COMPATIBLE:
             raise BuildError(f"hardware_compat is {self.hardware_compat!r:.40}, expected one of {', '.join(COMPATIBLE)}")
@@ -78,9 +78,6 @@ class GpuOptions:
         wrong = [target for target in self.targets if not re.fullmatch(r"sm_\d{2,3}", target)]
         if wrong or len(set(self.targets)) < len(self.targets):
             raise BuildError(f"targets are {', '.join(self.targets)}; expected different compute capabilities like sm_89")
-        old = [target for target in self.targets if int(target[3:]) < _FP8_FROM]
-        if precision == "fp8" and old:
-            raise BuildError(f"{', '.join(old)} has no fp8 arithmetic, GPUs have it from sm_89 on; build int8 or fp16 for it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +100,28 @@ class Compiled:
     fingerprint: dict[str, str | list[str]]
 
 
-def compile_tensorrt(export: Export, precision: str, options: GpuOptions, step: Step, *, runtime: Runtime | None = None) -> Compiled:
+def compile_tensorrt(export: Export, precision: str, options: GpuOptions, step: Step) -> Compiled:
     """Typed graph, plans and CPU engine of a cross student.
 
     Parameters
     ----------
     precision : one of ``PRECISIONS``; in ``int8`` and ``fp8`` what is not a product of tokens with weights is as in ``fp16``.
     step : books the time of a step by its name.
-    runtime : what this machine has; None: found out now.
 
     Raises
     ------
     BuildError : TensorRT is missing, refuses, crashes or takes too long; the GPU is missing and no target is named; a mid-fusion student.
     """
-    options.check(precision)
+    options.check()
     if export.states:
         raise BuildError(f"{export.folder}: TensorRT plans are built of cross students only, this one is mid-fusion; use --backend ort")
-    here = runtime or this_runtime()
+    here = this_runtime()
     flavour, targets = _flavour(options, here)
+    _check_fp8(precision, [target or here.gpu.target for target in targets])
     if flavour == "tensorrt_rtx" and options.timing_cache is not None:
         raise BuildError("TensorRT for RTX measures no kernels when it builds; leave --timing-cache out")
+    if flavour == "tensorrt_rtx" and options.version_compatible:
+        raise BuildError("TensorRT for RTX has no lean runtime to put into a plan; leave --version-compatible out")
     buckets = options.buckets or choose_buckets(export.calibration.batch.attention_mask, export.limits.tokens)
     buckets = check_buckets(buckets, export.limits.tokens)
     slots = export.calibration.batch.feature_ids.shape[1] if export.limits.buckets else 0
@@ -133,8 +132,8 @@ def compile_tensorrt(export: Export, precision: str, options: GpuOptions, step: 
         plans, files, summaries = [], {}, {}
         for target in targets:
             name = f"engine.{target or here.gpu.target}.plan"
-            version, files[name], inspector = _build(graph, flavour, target, buckets, slots, options, inspect=not here.gpu.reason)
-            on_gpu = "" if target and target != here.gpu.target else here.gpu.name
+            version, files[name], inspector = _build(graph, flavour, target, buckets, slots, options)
+            on_gpu = "" if target else here.gpu.name
             plans.append(
                 Plan(
                     file=name,
@@ -149,7 +148,8 @@ def compile_tensorrt(export: Export, precision: str, options: GpuOptions, step: 
                     machine=platform.machine(),
                 )
             )
-            summaries[name] = summarise(inspector) if inspector else {"not_run": here.gpu.reason or "the inspector gave nothing"}
+            why = here.gpu.reason or f"the GPU here is {here.gpu.target}"
+            summaries[name] = summarise(inspector) if inspector else {"not_run": why}
     described = Plans(buckets, slots, fallback, tuple(plans))
     fingerprint: dict[str, str | list[str]] = {
         "tensorrt": f"{flavour} {plans[0].version}",
@@ -193,6 +193,12 @@ class EmulatedEngine:
         """Nothing is held that the garbage collector does not know."""
 
 
+def _check_fp8(precision: str, targets: Sequence[str]) -> None:
+    old = [target for target in targets if int(target[3:]) < _FP8_FROM]
+    if precision == "fp8" and old:
+        raise BuildError(f"{', '.join(old)} has no fp8 arithmetic, GPUs have it from sm_89 on; build int8 or fp16 for it")
+
+
 def _flavour(options: GpuOptions, here: Runtime) -> tuple[str, tuple[str, ...]]:
     """Which TensorRT builds, and for which targets; a target of ``""`` is the GPU of this machine."""
     if options.flavour and options.flavour not in FLAVOURS:
@@ -214,12 +220,11 @@ def _flavour(options: GpuOptions, here: Runtime) -> tuple[str, tuple[str, ...]]:
         if ahead:
             raise BuildError(f"full TensorRT cannot build for {', '.join(options.targets)}: it builds for {here.gpu.target} here")
         return "tensorrt", ("",)
-    return "tensorrt_rtx", options.targets or (here.gpu.target,)
+    # For the GPU at hand TensorRT for RTX is asked without naming it: it may run on more than it names.
+    return "tensorrt_rtx", options.targets if ahead else ("",)
 
 
-def _build(
-    graph: bytes, flavour: str, target: str, buckets: Buckets, slots: int, options: GpuOptions, *, inspect: bool
-) -> tuple[str, bytes, Any]:
+def _build(graph: bytes, flavour: str, target: str, buckets: Buckets, slots: int, options: GpuOptions) -> tuple[str, bytes, Any]:
     """One plan: the version that built it, its bytes, and what the inspector says."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -237,7 +242,7 @@ def _build(
             "version_compatible": options.version_compatible,
             "timing_cache": str(options.timing_cache.absolute()) if options.timing_cache else "",
             "workspace_bytes": options.workspace_bytes,
-            "inspect": inspect,
+            "inspect": not target,
         }
         answer = run_child(job, folder, options.timeout_s)
         if "error" in answer:

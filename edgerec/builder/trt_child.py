@@ -74,6 +74,10 @@ def _add_profile(builder: Any, config: Any, network: Any, rows: int, tokens: int
 
 def _set_target(trt: Any, config: Any, target: str) -> None:
     if not target:
+        if hasattr(config, "set_compute_capability"):
+            config.num_compute_capabilities = 1
+            if not config.set_compute_capability(trt.ComputeCapability.CURRENT, 0):
+                raise Refused(f"{trt.__name__} {trt.__version__} refuses the GPU of this machine")
         return
     if not hasattr(config, "set_compute_capability"):
         raise Refused(f"{trt.__name__} {trt.__version__} builds for the GPU at hand alone; leave --target out, or install TensorRT for RTX")

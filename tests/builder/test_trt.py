@@ -171,7 +171,7 @@ CHOICES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "full TensorRT without a GPU": ("without a GPU", {"flavour": "tensorrt"}, "full TensorRT builds on the GPU it will serve on alone"),
     "the GPU here": ("with one", {"targets": ()}, ("tensorrt", ("",))),
     "the GPU here by name": ("with one", {"targets": ("sm_90",)}, ("tensorrt", ("",))),
-    "the GPU here, with RTX": ("with one", {"targets": (), "flavour": "tensorrt_rtx"}, ("tensorrt_rtx", ("sm_90",))),
+    "the GPU here, with RTX": ("with one", {"targets": (), "flavour": "tensorrt_rtx"}, ("tensorrt_rtx", ("",))),
     "another GPU": ("with one", {"targets": ("sm_89",)}, ("tensorrt_rtx", ("sm_89",))),
     "another GPU with full TensorRT": ("with one", {"flavour": "tensorrt"}, "cannot build for sm_89: it builds for sm_90"),
     "an unknown flavour": ("with one", {"flavour": "onnx"}, "flavour is 'onnx'"),
@@ -197,6 +197,11 @@ def test_without_a_device_the_command_says_so_and_does_not_crash(export: Path, t
     assert "for example --target sm_89" in done.stderr
 
 
+def test_fp8_is_refused_on_a_gpu_that_has_none(export: Path, tmp_path: Path) -> None:
+    with standin(Gpu("sm_80", "Some A100", "13.0")), pytest.raises(BuildError, match="sm_80 has no fp8 arithmetic"):
+        build_engine(export, tmp_path / "bundle", backend="tensorrt", precision="fp8", gpu=options(targets=()))
+
+
 def test_a_missing_tensorrt_is_named_with_the_way_to_get_it() -> None:
     with pytest.raises(BuildError, match=r"tensorrt_rtx is not installed; run: pip install 'edgerec\[rtx\]'"):
         builder._flavour(options(), Runtime(NO_GPU, {}))
@@ -209,6 +214,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "a target twice": ({"targets": ("sm_89", "sm_89")}, "fp32", "different compute capabilities"),
     "fp8 before Ada": ({"targets": ("sm_89", "sm_86")}, "fp8", "sm_86 has no fp8 arithmetic"),
     "a timing cache for RTX": ({"timing_cache": Path("x")}, "fp32", "RTX measures no kernels"),
+    "a compatible plan of RTX": ({"version_compatible": True}, "fp32", "has no lean runtime"),
     "short buckets": ({"buckets": ((8, 16),)}, "fp32", "a row may have 32"),
 }
 
