@@ -223,7 +223,8 @@ def test_several_processes_store_the_same_states(shop: Shop, tmp_path: Path, mon
 
     monkeypatch.setattr(catalog_encoder, "ENCODED_ITEMS", 5)
     one, two = (
-        build_catalog(shop.items, shop.folder / "bundle", tmp_path / str(workers), threads=1, workers=workers).segments for workers in (1, 2)
+        build_catalog(shop.items, shop.folder / "bundle", tmp_path / str(workers), threads=1, workers=workers).segments
+        for workers in (1, 2)
     )
     assert one == two  # with their SHA-256
     again = build_catalog(shop.items, shop.folder / "bundle", tmp_path / "again", threads=1, previous=tmp_path / "1").segments
