@@ -145,19 +145,18 @@ def _places(columns: Columns, name: str, rows: Rows) -> tuple[Any, NDArray[np.in
         if not 0 <= start <= end <= size:
             raise _damaged(name)
         return slice(start, end), inside - start
-    first = rows * each
+    first = rows * each if each > 1 else rows
     starts, ends = offsets[first], offsets[first + each]
     lengths = ends - starts
-    # Each row is taken once: together they have no more values than there are. A damaged file must not ask for all the memory.
-    if starts.min() < 0 or lengths.min() < 0 or ends.max() > size or (total := int(lengths.sum())) > size:
+    stops = lengths.cumsum()
+    # One of three negative numbers makes the whole negative. Each row is taken once: together they have no more values than there are, and
+    # a damaged file must not ask for all the memory.
+    if np.bitwise_or.reduce(starts | lengths | (size - ends)) < 0 or stops[-1] > size:
         raise _damaged(name)
-    begins = np.cumsum(lengths) - lengths
+    moved = stops - lengths - starts
     inner = np.zeros(len(rows) * each + 1, np.int64)
-    if each == 1:
-        np.cumsum(lengths, out=inner[1:])
-    else:
-        inner[1:] = (offsets[first[:, None] + np.arange(1, each + 1)] + (begins - starts)[:, None]).reshape(-1)
-    return np.arange(total) + np.repeat(starts - begins, lengths), inner
+    inner[1:] = stops if each == 1 else (offsets[first[:, None] + np.arange(1, each + 1)] + moved[:, None]).reshape(-1)
+    return np.arange(stops[-1]) - moved.repeat(lengths), inner
 
 
 def _damaged(name: str) -> BundleError:

@@ -113,7 +113,7 @@ class Catalog:
             return rows
         for number, (segment, start) in enumerate(zip(self.segments, self._starts, strict=False)):
             found = segment.find(ids) if number else rows.copy()
-            known = np.flatnonzero(found >= 0)
+            known = (found >= 0).nonzero()[0]
             if len(known):
                 here = found[known]
                 dead = segment.tombstones is not None and segment.tombstones[here] != 0
@@ -165,8 +165,8 @@ class Catalog:
     ) -> tuple[NDArray[np.int64], dict[str, NDArray[Any]]]:
         """The rows' columns, segment by segment, and the place of each row in them."""
         places, parts, end = np.empty(len(rows), np.int64), [], 0
-        for number in np.unique(owners).tolist() or [0]:
-            chosen = np.flatnonzero(owners == number)
+        for number in sorted(set(owners.tolist())) or [0]:
+            chosen = (owners == number).nonzero()[0]
             parts.append(take(self.segments[number].columns, rows[chosen] - self._starts[number], names))
             places[chosen] = np.arange(end, end + len(chosen))
             end += len(chosen)
