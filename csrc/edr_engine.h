@@ -67,7 +67,9 @@ typedef struct edr_mid {
     const int32_t *reads;          /* [layers - query_layers]: the state that a joint layer reads, 0 .. G - 1 */
     edr_layer item[EDR_MAX_LAYERS];
     edr_linear narrow[EDR_MAX_LAYERS]; /* float32, [G]: H to W, rounded up to panels; unused where W is H */
-    edr_linear state[EDR_MAX_LAYERS];  /* of a joint layer: W, rounded up to 32, to the layer's keys and then its values */
+    edr_linear state[EDR_MAX_LAYERS];  /* of a joint layer but the last: W, rounded up to 32, to the layer's keys and then its values */
+    edr_linear fold, unfold;           /* of the last layer, float32: a head's S numbers to W (rounded up), and back to S (rounded up) */
+    const float *state_bias;           /* [2, A S] of the last layer: of its keys and its values */
 } edr_mid;
 
 /* The model: sizes, and pointers into the file. Private, but for the sizes. */

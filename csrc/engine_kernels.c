@@ -38,8 +38,8 @@ typedef void (*tiles)(const edr_linear *w, int64_t panel, const edr_rows *x, int
 #define TABLE(NAME, FLOATS, BYTES, HALVES)                                                                                         \
     static const edr_engine_kernels NAME = {product_f32_##FLOATS, product_u8_##BYTES, product_bf16_##HALVES, quantise_##FLOATS,    \
                                             round_bf16_##FLOATS,  normalise_##FLOATS, embed_##FLOATS,        attend_##FLOATS,      \
-                                            round_s8_##FLOATS,    tanh_row_##FLOATS,  add_scaled_##FLOATS,   dot_##FLOATS,         \
-                                            gelu_row_##FLOATS,    exp_row_##FLOATS};
+                                            attend_folded_##FLOATS, round_s8_##FLOATS, tanh_row_##FLOATS,    add_scaled_##FLOATS,  \
+                                            dot_##FLOATS,         gelu_row_##FLOATS,  exp_row_##FLOATS};
 
 static inline float widen(uint16_t bf16)
 {

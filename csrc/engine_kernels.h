@@ -49,6 +49,14 @@ typedef struct edr_engine_kernels {
     void (*attend)(const float *q, int64_t ldq, int64_t m, const edr_keys *keys, const edr_keys *more, int64_t s, float *out, int64_t ldo,
                    float *room);
     /*
+     * Attention of one row, all A heads, over keys as above and over `t` states [t, n] that have no keys of their own: the row's
+     * questions q [A, s] were folded into questions to the states, folded [A, n], with extra [A] added to their scores. out [A, s]
+     * is what the values of `keys` (whose rows hold all heads) give; mixed [A, n], rows ldm apart, the weighted sum of states; weight
+     * [A] the sum of their weights. n is a multiple of 32. room: EDR_FOLDED_ROOM(t + keys->t, n) floats.
+     */
+    void (*attend_folded)(const float *q, const float *folded, const float *extra, int64_t heads, int64_t s, const edr_keys *keys,
+                          const float *states, int64_t t, int64_t n, float *out, float *mixed, int64_t ldm, float *weight, float *room);
+    /*
      * A state as it is stored: scale = max(largest |x|, 1e-20) / 127, out = x / scale rounded to the nearest, of two the even one, as
      * edgerec/states.py does to the bit. The scale is NaN when a number of x is not finite. n is a multiple of 32.
      */
@@ -65,6 +73,7 @@ typedef struct edr_engine_kernels {
 #define EDR_ROUND16(n) (((n) + 15) / 16 * 16)
 #define EDR_ATTENTION_ROWS 4
 #define EDR_ATTENTION_ROOM(t, s) (((s) + EDR_ATTENTION_ROWS) * EDR_ROUND16(t))
+#define EDR_FOLDED_ROOM(t, n) EDR_ATTENTION_ROOM(t, n)
 
 /* The kernels of an instruction set that edr_isa_supported. */
 const edr_engine_kernels *edr_engine_kernels_for(int isa);

@@ -310,3 +310,50 @@ TARGET static void FN(attend)(const float *q, int64_t ldq, int64_t m, const edr_
     for (; r + 4 <= m; r += 4) FN(attend_rows)(q + r * ldq, ldq, room, tp, t, keys, more, s, out + r * ldo, ldo, p, 4);
     for (; r < m; r++) FN(attend_rows)(q + r * ldq, ldq, room, tp, t, keys, more, s, out + r * ldo, ldo, p, 1);
 }
+
+/* attend_folded for `rows` heads; `turned` are the states on their side, [n, tp], and p has a row of tp scores for each head. */
+TARGET static ALWAYS_INLINE void FN(folded_heads)(const float *q, const float *folded, const float *extra, int64_t s, const edr_keys *keys,
+                                                  const float *turned, int64_t tp, const edr_keys *states, int64_t n, float *out, float *mixed,
+                                                  int64_t ldm, float *weight, float *p, const int rows)
+{
+    const int64_t t = states->t, all = t + keys->t, whole = EDR_ROUND16(t);
+    float scale[EDR_ATTENTION_ROWS];
+    int64_t j = 0, i = 0;
+    for (; j + 2 * VW <= whole; j += 2 * VW) FN(scores)(folded, n, turned + j, tp, n, p + j, rows, 2);
+    for (; j < whole; j += VW) FN(scores)(folded, n, turned + j, tp, n, p + j, rows, 1);
+    for (int r = 0; r < rows; r++) {
+        float *row = p + r * tp, sum = 0.0f;
+        for (j = 0; j < t; j++) row[j] += extra[r];
+        for (j = t; j < all; j++) row[j] = FN(dot)(q + r * s, keys->k + (j - t) * keys->ld + r * s, s);
+        scale[r] = FN(softmax)(row, all);
+        for (j = 0; j < t; j++) sum += row[j];
+        weight[r] = scale[r] * sum;
+        for (i = 0; i + VW < s; i += 2 * VW) {
+            FN(mix)(row + t, tp, scale + r, keys, NULL, r * s + i, out, 0, s - i < 2 * VW ? s - i - VW : VW, 1, 2);
+        }
+        if (i < s) FN(mix)(row + t, tp, scale + r, keys, NULL, r * s + i, out, 0, s - i, 1, 1);
+    }
+    for (i = 0; i < n; i += 2 * VW) FN(mix)(p, tp, scale, states, NULL, i, mixed, ldm, VW, rows, 2);
+}
+
+TARGET static void FN(attend_folded)(const float *q, const float *folded, const float *extra, int64_t heads, int64_t s, const edr_keys *keys,
+                                     const float *states, int64_t t, int64_t n, float *out, float *mixed, int64_t ldm, float *weight,
+                                     float *room)
+{
+    const int64_t tp = EDR_ROUND16(t + keys->t);
+    const edr_keys items = {states, states, n, t};
+    float *p = room + n * tp;
+    FN(turn_keys)(&items, n, room, tp);
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t j = t; j < EDR_ROUND16(t); j++) room[i * tp + j] = 0.0f;
+    }
+    for (int64_t h = 0, rows; h < heads; h += rows) {
+        const edr_keys own = {keys->k + h * s, keys->v + h * s, keys->ld, keys->t};
+        rows = heads - h >= 4 ? 4 : 1;
+        if (rows == 4) {
+            FN(folded_heads)(q + h * s, folded + h * n, extra + h, s, &own, room, tp, &items, n, out + h * s, mixed + h * ldm, ldm, weight + h, p, 4);
+        } else {
+            FN(folded_heads)(q + h * s, folded + h * n, extra + h, s, &own, room, tp, &items, n, out + h * s, mixed + h * ldm, ldm, weight + h, p, 1);
+        }
+    }
+}

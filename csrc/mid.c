@@ -24,6 +24,8 @@
 #define PREFETCH(p) ((void)(p))
 #endif
 
+#define FOLD 16 /* candidates whose last attention is done together */
+
 typedef struct run {
     edr_work w;
     const edr_ranking *in;
@@ -32,6 +34,12 @@ typedef struct run {
     float *kv;          /* [states of a few candidates, 2 W]: their keys and values */
     float *floats;      /* [the same, padded] */
     edr_operand states; /* [the same, padded] */
+    float *part;        /* [FOLD, S rounded up to panels]: one head's questions, or answers */
+    float *folded;      /* [FOLD, A, padded]: all heads' questions to the states */
+    float *mixed;       /* [A, FOLD, padded]: the weighted sums of states */
+    float *extra;       /* [A] */
+    float *weight;      /* [A] */
+    float *folded_room; /* the kernel's */
 } run;
 
 static int64_t lay_out(const edr_model *m, uint8_t *base, run *z)
@@ -43,6 +51,13 @@ static int64_t lay_out(const edr_model *m, uint8_t *base, run *z)
     z->kv = edr_take(base, &used, states * 2 * m->widest_heads * 4);
     z->floats = edr_take(base, &used, states * padded * 4);
     z->states = edr_take_operand(m, base, &used, states, padded);
+    const int64_t heads = m->layer[m->layers - 1].heads;
+    z->part = edr_take(base, &used, FOLD * ((m->head_size + 31) / 32 * 32) * 4);
+    z->folded = edr_take(base, &used, FOLD * heads * padded * 4);
+    z->mixed = edr_take(base, &used, FOLD * heads * padded * 4);
+    z->extra = edr_take(base, &used, heads * 4);
+    z->weight = edr_take(base, &used, heads * 4);
+    z->folded_room = edr_take(base, &used, EDR_FOLDED_ROOM(m->positions, padded) * 4);
     return used;
 }
 
@@ -95,25 +110,38 @@ static void state_floats(const run *z, const uint8_t *state, float scale, float 
     for (int64_t i = n; i < edr_state_inputs(z->w.m); i++) to[i] = 0.0f;
 }
 
+/* Where a state of a token of the table is; the catalogue is large, so a candidate's are asked for while the one before is packed. */
+static const uint8_t *state_at(const run *z, int64_t token, int64_t group)
+{
+    const edr_mid *mid = &z->w.m->mid;
+    return (const uint8_t *)z->in->values + (token * mid->groups + group) * mid->width * edr_state_bytes(z->w.m);
+}
+
+static void prefetch_next(const run *z, int64_t row, int64_t t, int64_t group)
+{
+    if (row + 1 >= z->in->rows || t >= z->in->lengths[row + 1]) return;
+    const uint8_t *next = state_at(z, z->in->starts[row + 1] + t, group);
+    for (int64_t i = 0; i < z->w.m->mid.width * edr_state_bytes(z->w.m); i += 64) PREFETCH(next + i);
+}
+
+static float scale_at(const run *z, int64_t token, int64_t group)
+{
+    return z->in->scales != NULL ? z->in->scales[token * z->w.m->mid.groups + group] : 1.0f;
+}
+
 /* The states of candidates begin .. end - 1 that a layer reads, as the left side of its product; *tokens is how many. */
 static edr_rows pack_states(const run *z, int64_t group, int64_t begin, int64_t end, int64_t *tokens)
 {
     const edr_model *m = z->w.m;
     const edr_ranking *in = z->in;
-    const int64_t n = m->mid.width, padded = edr_state_inputs(m), stride = m->mid.groups * n * edr_state_bytes(m);
-    const uint8_t *values = (const uint8_t *)in->values + group * n * edr_state_bytes(m);
+    const int64_t n = m->mid.width, padded = edr_state_inputs(m);
     const int exact = m->int8 && m->mid.state_kind == EDR_STATES_INT8;
     int64_t packed = 0;
     for (int64_t row = begin; row < end; row++) {
-        const int64_t coming = row + 1 < in->rows ? in->starts[row + 1] : in->starts[row], more = row + 1 < in->rows ? in->lengths[row + 1] : 0;
         for (int64_t t = 0; t < in->lengths[row]; t++, packed++) {
-            const int64_t token = in->starts[row] + t;
-            const uint8_t *state = values + token * stride;
-            if (t < more) { /* the catalogue is large: the next candidate's states are asked for while this one's are packed */
-                const uint8_t *next = values + (coming + t) * stride;
-                for (int64_t i = 0; i < n * edr_state_bytes(m); i += 64) PREFETCH(next + i);
-            }
-            const float scale = in->scales != NULL ? in->scales[token * m->mid.groups + group] : 1.0f;
+            const uint8_t *state = state_at(z, in->starts[row] + t, group);
+            const float scale = scale_at(z, in->starts[row] + t, group);
+            prefetch_next(z, row, t, group);
             if (!exact) {
                 state_floats(z, state, scale, z->floats + packed * padded);
                 continue;
@@ -164,6 +192,44 @@ static void attend_states(const run *z, int64_t number, const asking *a, int64_t
     }
 }
 
+/*
+ * The last layer's attention, in which one row asks for each candidate. The states get no keys and values: with q the question of a
+ * head, q . (W_k s + b_k) = (W_k^T q) . s + q . b_k, and a weighted sum of values is W_v times that of the states, with b_v as often as
+ * their weights say. A question and an answer are two small products; keys and values would be two for every token.
+ */
+static void attend_folded(const run *z, const asking *a, int64_t begin, int64_t end, float *out)
+{
+    const edr_model *m = z->w.m;
+    const edr_mid *mid = &m->mid;
+    const edr_engine_kernels *k = z->w.k;
+    const int64_t s = m->head_size, heads = m->layer[m->layers - 1].heads, width = heads * s, n = edr_state_inputs(m), sp = (s + 31) / 32 * 32;
+    const int64_t count = end - begin, asked = a->q_step == 0 ? 1 : count, group = mid->reads[m->layers - 1 - mid->query_layers];
+    for (int64_t h = 0; h < heads; h++) {
+        for (int64_t i = 0; i < asked; i++) memcpy(z->part + i * s, a->q + i * a->q_step + h * s, (size_t)s * sizeof(float));
+        const edr_rows x = {z->part, NULL, NULL};
+        k->product_f32(&mid->fold, h * n / EDR_PANEL, n / EDR_PANEL, &x, asked, z->folded + h * n, heads * n, EDR_STORE);
+    }
+    for (int64_t i = 0; i < count; i++) {
+        const float *q = a->q + i * a->q_step, *folded = z->folded + (asked > 1 ? i * heads * n : 0);
+        const int64_t row = begin + i, tokens = z->in->lengths[row];
+        const edr_keys own = {a->k + i * a->k_step, a->v + i * a->k_step, a->ldk, z->in->query_size};
+        for (int64_t t = 0; t < tokens; t++) {
+            const int64_t token = z->in->starts[row] + t;
+            prefetch_next(z, row, t, group);
+            state_floats(z, state_at(z, token, group), scale_at(z, token, group), z->floats + t * n);
+        }
+        for (int64_t h = 0; h < heads; h++) z->extra[h] = k->dot(q + h * s, mid->state_bias + h * s, s);
+        k->attend_folded(q, folded, z->extra, heads, s, &own, z->floats, tokens, n, out + i * width, z->mixed + i * n, count * n, z->weight,
+                         z->folded_room);
+        for (int64_t h = 0; h < heads; h++) k->add_scaled(mid->state_bias + width + h * s, z->weight[h], s, out + i * width + h * s);
+    }
+    for (int64_t h = 0; h < heads; h++) {
+        const edr_rows x = {z->mixed + h * count * n, NULL, NULL};
+        k->product_f32(&mid->unfold, h * sp / EDR_PANEL, sp / EDR_PANEL, &x, count, z->part, sp, EDR_STORE);
+        for (int64_t i = 0; i < count; i++) k->add_scaled(z->part + i * sp, 1.0f, s, out + i * width + h * s);
+    }
+}
+
 /* The joint layers of one block of candidates; the last one's context becomes rows `at` on of w.answer, its input those of w.first. */
 static void joint_layers(const run *z, int64_t begin, int64_t end, int64_t at)
 {
@@ -184,16 +250,18 @@ static void joint_layers(const run *z, int64_t begin, int64_t end, int64_t at)
     const int64_t width = layer->attention_output.inputs;
     float *rows = w->first + at * h, *answer = w->answer + at * width;
     for (int64_t i = 0; i < count; i++) memcpy(rows + i * h, first == last ? z->query_x : w->x + i * r * h, (size_t)h * sizeof(float));
-    if (first == last) {
-        const asking a = {z->query_qkv, z->query_qkv + width, z->query_qkv + 2 * width, 3 * width, 3 * width, 0, 0, 1};
-        attend_states(z, last, &a, begin, end, answer);
-        return;
+    asking a = {z->query_qkv, z->query_qkv + width, z->query_qkv + 2 * width, 3 * width, 3 * width, 0, 0, 1};
+    if (first < last) {
+        edr_qkv(w, layer, width, w->x, count * r, w->qkv);
+        const edr_rows asked = edr_left_side(w, rows, h, count, &w->narrow);
+        edr_product(w, &layer->qkv, 0, width, &asked, count, w->asked, EDR_STORE);
+        a = (asking){w->asked, w->qkv, w->qkv + width, width, 2 * width, width, r * 2 * width, 1};
     }
-    edr_qkv(w, layer, width, w->x, count * r, w->qkv);
-    const edr_rows asked = edr_left_side(w, rows, h, count, &w->narrow);
-    edr_product(w, &layer->qkv, 0, width, &asked, count, w->asked, EDR_STORE);
-    const asking a = {w->asked, w->qkv, w->qkv + width, width, 2 * width, width, r * 2 * width, 1};
-    attend_states(z, last, &a, begin, end, answer);
+    for (int64_t i = 0; i < count; i += FOLD) {
+        asking part = a;
+        part.q += i * a.q_step, part.k += i * a.k_step, part.v += i * a.k_step;
+        attend_folded(z, &part, begin + i, i + FOLD < count ? begin + i + FOLD : end, answer + i * width);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------------------- the inputs */

@@ -238,9 +238,14 @@ static void read_mid(reader *in, edr_model *m)
     for (int64_t g = 0; g < mid->groups && mid->width < m->hidden; g++) {
         mid->narrow[g] = linear(in, (place){"item", g}, "narrow", m->hidden, padded, FLOAT32);
     }
-    for (int64_t i = mid->query_layers; i < m->layers; i++) {
+    const int64_t last = m->layers - 1, heads = m->layer[last].heads, head = (m->head_size + 31) / 32 * 32;
+    for (int64_t i = mid->query_layers; i < last; i++) {
         mid->state[i] = linear(in, (place){"layer", i}, "state", padded, 2 * m->layer[i].attention_output.inputs, dtype_of(m));
     }
+    mid->fold = linear(in, (place){"layer", last}, "fold", m->head_size, heads * padded, FLOAT32);
+    mid->unfold = linear(in, (place){"layer", last}, "unfold", padded, heads * head, FLOAT32);
+    char name[NAME_BYTES + 1];
+    mid->state_bias = section(in, name_of(name, (place){"layer", last}, "state_bias", ""), FLOAT32, 2, heads * m->head_size, 1, 1);
 }
 
 static void read_rest(reader *in, edr_model *m)

@@ -46,4 +46,4 @@ def mid_sections(packer: Packer, student: Mapping[str, Any], spec: StateSpec) ->
         more = -spec.width % PANEL
         packer.linear(f"item{place:02d}.narrow", np.pad(weight, ((0, more), (0, 0))), np.pad(bias, (0, more)), "fp32")
     for layer in range(alone, layers):
-        packer.state_maps(f"layer{layer:02d}.state", f"query.layers.{layer}", widths[layer], spec.width)
+        packer.state_maps(f"layer{layer:02d}", f"query.layers.{layer}", widths[layer], spec.width, last=layer == layers - 1)

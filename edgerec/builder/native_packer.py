@@ -119,12 +119,26 @@ class Packer:
             self._layer(f"{ours.removesuffix('s')}{i:02d}", names[i], width, inner)
         return [width for width, _ in sizes]
 
-    def state_maps(self, ours: str, theirs: str, width: int, inputs: int) -> None:
-        """A joint layer's keys, then its values, of states of so many numbers, which are filled up to a panel as the heads are."""
+    def state_maps(self, ours: str, theirs: str, width: int, inputs: int, *, last: bool) -> None:
+        """A joint layer's keys and values of states of so many numbers, which are filled up to a panel, as the heads are.
+
+        Of the last layer, where one row asks, the maps are applied to questions and answers instead: ``fold`` takes a head's question q to
+        the states, ``W_k^T q``, and ``unfold`` a mean of states to the head's answer; biases stand apart.
+        """
+        size = self._hidden // self._heads
         more, spare = ((0, 0), (0, -inputs % PANEL)), self._spare(width)
         parts = [self.weight_and_bias(f"{theirs}.state_{name}", width, inputs) for name in ("key", "value")]
-        weights = [np.pad(np.pad(weight, more), ((0, spare), (0, 0))) for weight, _ in parts]
-        self.linear(ours, np.concatenate(weights), np.concatenate([np.pad(bias, (0, spare)) for _, bias in parts]), self._precision)
+        key, value = (np.pad(np.pad(weight, more), ((0, spare), (0, 0))) for weight, _ in parts)
+        biases = [np.pad(bias, (0, spare)) for _, bias in parts]
+        if not last:
+            self.linear(f"{ours}.state", np.concatenate([key, value]), np.concatenate(biases), self._precision)
+            return
+        heads = (width + spare) // size
+        fold = key.reshape(heads, size, -1).transpose(0, 2, 1).reshape(-1, size)
+        unfold = np.pad(value.reshape(heads, size, -1), ((0, 0), (0, -size % PANEL), (0, 0))).reshape(-1, value.shape[1])
+        self.linear(f"{ours}.fold", np.ascontiguousarray(fold), np.zeros(len(fold), np.float32), "fp32")
+        self.linear(f"{ours}.unfold", unfold, np.zeros(len(unfold), np.float32), "fp32")
+        self._out[f"{ours}.state_bias"] = np.stack(biases)
 
     def done(self) -> dict[str, NDArray[Any]]:
         """The arrays of engine.bin by section name, ``config`` first. Raises BuildError: a weight is left over."""

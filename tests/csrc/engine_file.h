@@ -125,7 +125,11 @@ static inline void add_mid(engine_file *f, int weights, int state_kind, int widt
     memcpy(add(f, "items", 5, ITEM_LAYERS, 2, 1, 1, 0, 0), MID_SIZES, sizeof(int32_t) * 2 * ITEM_LAYERS);
     add_layers(f, "item", ITEM_LAYERS, MID_SIZES, weights);
     for (int64_t i = 0; i < GROUPS && width < HIDDEN; i++) add_linear(f, NUMBERED("item", "narrow"), HIDDEN, padded, 0);
-    for (int64_t i = QUERY_LAYERS; i < MID_LAYERS; i++) add_linear(f, NUMBERED("layer", "state"), padded, 2 * MID_SIZES[2 * i] * HEAD, weights);
+    for (int64_t i = QUERY_LAYERS; i < MID_LAYERS - 1; i++) add_linear(f, NUMBERED("layer", "state"), padded, 2 * MID_SIZES[2 * i] * HEAD, weights);
+    const int64_t i = MID_LAYERS - 1, heads = MID_SIZES[2 * i];
+    add_linear(f, NUMBERED("layer", "fold"), HEAD, heads * padded, 0);
+    add_linear(f, NUMBERED("layer", "unfold"), padded, heads * ((HEAD + 31) / 32 * 32), 0);
+    add(f, NUMBERED("layer", "state_bias"), 7, 2, heads * HEAD, 1, 1, -0.2f, 0.2f);
 }
 
 /* The whole file: weights of one kind, with or without features and the pooler; of a mid-fusion student when `width` is above 0. */
