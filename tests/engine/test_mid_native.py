@@ -135,7 +135,7 @@ def test_every_instruction_set_is_near_the_scalar_one(root: Path, monkeypatch: p
             engine = opened(root / precision)
             found[isa] = engine.run_ragged_states(ranking(items(opened(root / "fp32"))))
         for isa, logits in found.items():
-            np.testing.assert_allclose(logits, found["scalar"], atol=2e-5 if precision == "fp32" else 0.02, err_msg=isa)
+            np.testing.assert_allclose(logits, found["scalar"], atol=2e-5 if precision == "fp32" else 0.03, err_msg=isa)
 
 
 def test_rows_without_time_are_nan_and_not_done(root: Path) -> None:
