@@ -20,6 +20,7 @@ from .errors import BundleError, InputError
 from .features import NO_FEATURES, ItemFeatures
 from .segment import SectionFile
 from .states import PRECISIONS, ItemStates, StateSpec
+from .vectors import ItemVectors, VectorSpec
 
 __all__ = ["Catalog", "CatalogInfo", "build_catalog"]
 
@@ -33,6 +34,7 @@ class Catalog:
     item_tokens : (tokens int32 [total], offsets int64 [R + 1]); item i is ``tokens[offsets[i]:offsets[i + 1]]``.
     features : the hashes of the items' fields; no fields for a bundle without features.
     states : for a mid-fusion student, the states of every item; else None.
+    vectors : for a student that retrieves, one vector of every item; else None.
     content : uint64 [R], a hash of each item's content, to tell what changed when the catalogue is rebuilt.
     """
 
@@ -48,6 +50,7 @@ class Catalog:
         if info.fields:
             self.features = ItemFeatures(*self._ragged("features", np.uint64, len(info.fields)), len(info.fields))
         self.states = self._item_states(info.states) if info.states else None
+        self.vectors = self._item_vectors(info.vectors) if info.vectors else None
         capacity = len(self._keys)
         if len(self._slots) != capacity or capacity & (capacity - 1) or capacity <= info.items or len(self.content) != info.items:
             raise BundleError(
@@ -85,6 +88,14 @@ class Catalog:
         except UnicodeDecodeError as e:
             raise BundleError(f"{self._sections.path}: an id is not UTF-8 ({e}); build the catalogue again") from e
 
+    def names(self, rows: NDArray[np.int64]) -> list[str]:
+        """The ids of some rows. Raises BundleError when one is damaged."""
+        data, offsets = self._ids
+        try:
+            return [data[offsets[row] : offsets[row + 1]].tobytes().decode() for row in rows.tolist()]
+        except UnicodeDecodeError as e:
+            raise BundleError(f"{self._sections.path}: an id is not UTF-8 ({e}); build the catalogue again") from e
+
     def find(self, ids: list[str]) -> NDArray[np.int64]:
         """Rows of the ids, int64 [N]; -1 where the id is not in the catalogue.
 
@@ -111,6 +122,15 @@ class Catalog:
                 f"{spec.groups} x {spec.width} {spec.precision} a token; build the catalogue again"
             )
         return ItemStates(values, scales, offsets)
+
+    def _item_vectors(self, spec: VectorSpec) -> ItemVectors:
+        values, scales = self._sections.column("vectors", np.int8, 2), self._sections.column("vectors.scale", np.float32)
+        if values.shape != (self.info.items, spec.width) or len(scales) != self.info.items:
+            raise BundleError(
+                f"{self._sections.path}: vectors {list(values.shape)} and {len(scales)} scales are not those of {self.info.items} items "
+                f"of {spec.width} numbers; build the catalogue again"
+            )
+        return ItemVectors(values, scales)
 
     def _ragged(self, name: str, dtype: Any, rows_per_item: int = 1, rank: int = 1) -> tuple[NDArray[Any], NDArray[np.int64]]:
         values = self._sections.column(name, dtype, rank)

@@ -10,6 +10,7 @@ from typing import Any
 from .errors import BundleError
 from .manifest import json_object, parse_json
 from .states import StateSpec
+from .vectors import VectorSpec
 
 CATALOG = "catalog.json"
 FORMAT, VERSION = "edgerec-catalog", 3
@@ -40,6 +41,7 @@ class CatalogInfo:
     model_version : of that bundle, for people to read.
     fields : the item fields of the feature spec, in the order of an item's sets in ``features``; empty without features.
     states : what is kept of an item for a mid-fusion student; None for others.
+    vectors : what is kept of an item for retrieval; None for a student without it.
     segments : the section files; one, in this version.
     created : UTC time, ``YYYY-MM-DDTHH:MM:SSZ``.
     """
@@ -51,6 +53,7 @@ class CatalogInfo:
     segments: tuple[Segment, ...]
     created: str
     states: StateSpec | None = None
+    vectors: VectorSpec | None = None
 
     @property
     def bytes_per_item(self) -> float:
@@ -88,6 +91,7 @@ class CatalogInfo:
             segments=(segment,),
             created=_text(top, "created"),
             states=StateSpec.from_model(top, CATALOG),
+            vectors=VectorSpec.from_json(top.get("vectors"), f"{CATALOG}: vectors"),
         )
         if info.items != segment.items:
             raise BundleError(f"{CATALOG}: {info.items} items, but its segment has {segment.items}")

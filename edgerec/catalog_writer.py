@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .segment import Column, write_sections
 from .states import ItemStates, StateSpec
 from .text import TextEncoder, TextSpec
 from .types import Item
+from .vectors import VECTORS_FILE, Int8Vectors, RetrievalHead, VectorSpec
 from .words import clean_text
 
 Encode = Callable[[NDArray[np.int32], NDArray[np.int64]], ItemStates]
@@ -67,6 +69,11 @@ def build_catalog(
     manifest = read_manifest(root)
     model = read_json(root, manifest, "model.json")
     states = StateSpec.from_model(model, f"{root}: model.json")
+    vectors = VectorSpec.from_json(model.get("retrieve"), f"{root}: model.json: retrieve")
+    head = None
+    if vectors is not None and states is not None:
+        sizes = {"hidden": model["student"]["hidden"], "numbers": states.numbers}
+        head = RetrievalHead.from_bytes(read_file(root, manifest, VECTORS_FILE), vectors, **sizes, what=f"{root}: {VECTORS_FILE}")
     features = read_json(root, manifest, "features.json")
     read_file(root, manifest, "tokenizer.json")  # for its hash: the encoder below reads the file itself
     text_encoder = TextEncoder(root / "tokenizer.json", TextSpec.from_json(model.get("text")))
@@ -74,8 +81,9 @@ def build_catalog(
     try:
         with _new_folder(target) as folder:
             (folder / "segments").mkdir()
+            pool = partial(head.item_vectors, spec=states) if head is not None and states is not None else None
             with _Spool(folder) as spool, _item_encoder(root, states, threads) as encode:
-                hashes = list(_encode_chunks(items, text_encoder, feature_encoder, encode, spool, progress))
+                hashes = list(_encode_chunks(items, text_encoder, feature_encoder, encode, pool, spool, progress))
                 if not hashes:
                     raise InputError("there are no items to build a catalogue from")
                 id_hashes = np.concatenate(hashes)
@@ -91,6 +99,7 @@ def build_catalog(
                 segments=(Segment(SEGMENT_FILE, len(id_hashes), size),),
                 created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 states=states,
+                vectors=vectors,
             )
             with open(folder / CATALOG, "w", encoding="utf-8") as f:
                 json.dump(info.to_json(), f, indent=1)
@@ -106,6 +115,7 @@ def _encode_chunks(
     text: TextEncoder,
     features: FeatureEncoder | None,
     states: Encode | None,
+    pool: Callable[[ItemStates], Int8Vectors] | None,
     spool: _Spool,
     progress: Callable[[int], None] | None,
 ) -> Iterator[NDArray[np.uint64]]:
@@ -124,6 +134,10 @@ def _encode_chunks(
             spool.append_ragged("states", encoded_items.values, encoded_items.offsets)
             if encoded_items.scales.shape[1]:
                 spool.append("states.scales", encoded_items.scales)
+            if pool is not None:
+                vectors, scales = pool(encoded_items)
+                spool.append("vectors", vectors)
+                spool.append("vectors.scale", scales)
         if features is not None:
             encoded = features.encode_items(chunk)
             if encoded.fields:

@@ -14,7 +14,7 @@ from . import __version__
 from .cli_data import data
 from .cli_output import as_json, show
 from .cli_serve import bench, build_catalog, build_engine, inspect, rank, verify
-from .cli_train import distill, evaluate, export, prune, train
+from .cli_train import add_retrieval, distill, evaluate, export, prune, train
 from .errors import EdgerecError
 
 
@@ -92,7 +92,7 @@ def version(as_json: bool) -> None:
     show(versions, as_json=True)
 
 
-for command in (data, train, distill, prune, export, build_engine, build_catalog, rank, evaluate, bench, inspect, verify):
+for command in (data, train, distill, prune, add_retrieval, export, build_engine, build_catalog, rank, evaluate, bench, inspect, verify):
     cli.add_command(command)
 
 

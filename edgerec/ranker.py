@@ -17,18 +17,20 @@ from .bundle import content_id, read_file, read_json, read_manifest, verify_bund
 from .catalog import Catalog
 from .engine import Engine, MidEngine, QueryEngine, RaggedEngine, open_engine
 from .engine.machine import usable_cores
-from .errors import BundleError, InputError
+from .errors import BundleError, EngineError, InputError
 from .features import NO_FEATURES, FeatureEncoder, FeatureSpec, check_golden
 from .manifest import Manifest
 from .ranker_batches import Batcher, Table
-from .ranker_candidates import Candidate, Candidates, at_least_one, sort_out
+from .ranker_candidates import NOWHERE, Candidate, Candidates, at_least_one, sort_out
 from .ranker_deadline import Deadline, Scored, score_ragged, score_rows, score_states
-from .ranker_inline import INLINE_CACHE_BYTES, InlineStates
+from .ranker_inline import INLINE_CACHE_BYTES, InlineStates, check_limit
 from .ranker_lanes import Lanes
+from .ranker_retrieve import FOUND, nearest
 from .ranker_states import StateBatcher
 from .states import StateSpec
 from .text import TextEncoder, TextSpec
 from .types import RankedList, UserProfile
+from .vectors import VECTORS_FILE, RetrievalHead, VectorSpec
 
 
 class Clock:
@@ -54,6 +56,7 @@ class Ranker:
     ----------
     manifest : of the open bundle.
     catalog : the open catalogue, or None.
+    head : what makes vectors, of a student that retrieves; else None.
     """
 
     def __init__(
@@ -65,10 +68,11 @@ class Ranker:
         catalog: Catalog | None,
         lanes: int = 1,
         inline_cache_bytes: int = INLINE_CACHE_BYTES,
+        head: RetrievalHead | None = None,
     ) -> None:
         self.manifest = manifest
         self.catalog = catalog
-        self._text, self._features, self._engine = text, features, engine
+        self._text, self._features, self._engine, self.head = text, features, engine, head
         # Asked once: whether an object has a protocol's methods takes as long as encoding a query.
         ragged = isinstance(engine, RaggedEngine)
         self._lanes = Lanes(1 if ragged else lanes)
@@ -115,6 +119,7 @@ class Ranker:
         FeatureError : the golden feature vectors of the model do not reproduce here.
         EngineError : the engine cannot be loaded on this machine.
         """
+        check_limit(inline_cache_bytes)  # of any kind of student, and before anything is opened
         root = Path(bundle)
         manifest = verify_bundle(root) if verify else read_manifest(root)
         model, spec = read_json(root, manifest, "model.json"), read_json(root, manifest, "features.json")
@@ -142,11 +147,17 @@ class Ranker:
         if opened is not None and opened.info.fields != (features.item_fields if features else ()):
             raise BundleError(f"the catalogue has columns for the fields {opened.info.fields}, not for those of {root}; build it again")
         encoder = TextEncoder(root / "tokenizer.json", text_spec)
+        vectors, head = VectorSpec.from_json(model.get("retrieve"), f"{root}: model.json: retrieve"), None
+        if vectors is not None and states is not None:
+            sizes = {"hidden": model["student"]["hidden"], "numbers": states.numbers}
+            head = RetrievalHead.from_bytes(read_file(root, manifest, VECTORS_FILE), vectors, **sizes, what=f"{root}: {VECTORS_FILE}")
+            if opened is not None and opened.info.vectors not in (None, vectors):
+                raise BundleError(f"the catalogue has the vectors of another retrieval head than {root}; build the catalogue again")
         if manifest.backend != "ort":
-            return cls(manifest, encoder, features, open_engine(root, threads=threads), opened, inline_cache_bytes=inline_cache_bytes)
+            return cls(manifest, encoder, features, open_engine(root, threads=threads), opened, 1, inline_cache_bytes, head)
         # Several batches at once on one thread each: ONNX Runtime's own threads wait for each other at every operator.
         engine, lanes = open_engine(root, threads=1), threads or usable_cores()
-        return cls(manifest, encoder, features, engine, opened, lanes, inline_cache_bytes)
+        return cls(manifest, encoder, features, engine, opened, lanes, inline_cache_bytes, head)
 
     def rank(
         self,
@@ -179,6 +190,18 @@ class Ranker:
         wanted = at_least_one("top_k", top_k)
         found = sort_out(candidates, self.catalog)
         clock.lap("lookup")
+        return self._rank(query, found, wanted, user, context, clock, deadline)
+
+    def _rank(
+        self,
+        query: str,
+        found: Candidates,
+        wanted: int,
+        user: UserProfile | None,
+        context: Mapping[str, str] | None,
+        clock: Clock,
+        deadline: Deadline,
+    ) -> RankedList:
         top = _core.TopK(min(wanted, len(found.ids)))
         skipped = list(found.skipped)
         seen: list[NDArray[np.int64]] = []
@@ -196,7 +219,7 @@ class Ranker:
             timings_us=clock.us,
             model_version=self.manifest.model_version,
             degraded=bool(late),
-            reason=f"{len(late)} of {found.count} candidates were not scored within {deadline_ms:g} ms" if late else "",
+            reason=f"{len(late)} of {found.count} candidates were not scored within {deadline.ms:g} ms" if late else "",
         )
         clock.lap("select")
         return result
@@ -218,6 +241,63 @@ class Ranker:
         for position, first in found.duplicates.items():
             scores[position] = scores[first]
         return scores
+
+    def retrieve(
+        self,
+        query: str,
+        *,
+        top_k: int = 10,
+        n: int = FOUND,
+        user: UserProfile | None = None,
+        context: Mapping[str, str] | None = None,
+        deadline_ms: float | None = None,
+    ) -> RankedList:
+        """The best `top_k` items of the whole catalogue, without a first stage: the nearest by vector are found, and then ranked.
+
+        Parameters
+        ----------
+        n : how many are found; at least `top_k` are.
+        query, top_k, user, context, deadline_ms : as in `rank`; the items found are the candidates, nearest first. Finding them is not
+            broken off.
+
+        Returns
+        -------
+        As `rank`; ``timings_us`` has ``retrieve``, which ``total`` includes.
+
+        Raises
+        ------
+        InputError : a wrong argument, or a student or catalogue without vectors. EngineError : as `rank`.
+        """
+        clock, deadline = Clock(), Deadline.after(deadline_ms)
+        wanted = at_least_one("top_k", top_k)
+        rows, _, ids = self._nearest(query, max(wanted, at_least_one("n", n)))
+        clock.us["retrieve"] = 0.0
+        clock.lap("retrieve")
+        return self._rank(query, Candidates(tuple(ids), None, rows, NOWHERE, ()), wanted, user, context, clock, deadline)
+
+    def nearest(self, query: str, n: int) -> tuple[list[str], NDArray[np.float32]]:
+        """The ids of the `n` items whose vectors are nearest to the query's, and their scores, float32 [K], about cosines.
+
+        Raises
+        ------
+        InputError : a wrong argument, or a student or catalogue without vectors. EngineError : as `rank`.
+        """
+        _, scores, ids = self._nearest(query, n)
+        return ids, scores
+
+    def _nearest(self, query: str, n: int) -> tuple[NDArray[np.int64], NDArray[np.float32], list[str]]:
+        _check_request(query, None, None)
+        if self.head is None or self.catalog is None or self.catalog.vectors is None:
+            which = (
+                "the student has no retrieval head: `edgerec add-retrieval`" if self.head is None else "there is no catalogue with vectors"
+            )
+            raise InputError(f"{which}; export, build-engine and build-catalog then give what retrieval needs")
+        queries = getattr(self._ask(self._text.encode_query(query)), "queries", None)
+        if queries is None:
+            raise EngineError(f"backend {self.manifest.backend!r} does not give the query's rows; build the bundle with --backend ort")
+        values, scales = self.head.query_vectors(queries)
+        rows, scores = nearest(values[0], float(scales[0]), self.catalog.vectors, at_least_one("n", n))
+        return rows, scores, self.catalog.names(rows)
 
     def score_found(
         self,
