@@ -86,6 +86,7 @@ def build_catalog(
                     segments=(segment,),
                     created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
                     states=encoder.states,
+                    vectors=encoder.vectors,
                 )
                 sync_folder(folder / "segments")
                 write_info(folder, info)
@@ -127,6 +128,7 @@ def _write_chunks(chunks: Iterable[Chunk], crew: Crew, progress: Callable[[int],
 def _open_previous(path: str | os.PathLike[str], encoder: ItemEncoder) -> Catalog:
     previous = Catalog.open(path)
     info = previous.info
+    # Not its vectors: where they are another head's, or none, they are made of the states that it has.
     if (info.content_id, info.fields, info.states) != (encoder.content_id, encoder.fields, encoder.states):
         raise BundleError(
             f"{path} was built for content_id {info.content_id} (model {info.model_version}), but the bundle has content_id "

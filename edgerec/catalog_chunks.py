@@ -105,7 +105,7 @@ def plan_chunks(items: Iterable[Item], encoder: ItemEncoder, run: Path, previous
         elif previous is None:
             yield Chunk(path, len(chunk), False, chunk, identity)
         else:
-            yield _partly_known(path, chunk, identity, previous)
+            yield _partly_known(path, chunk, identity, encoder, previous)
         first += len(chunk)
 
 
@@ -144,8 +144,8 @@ def run_folder(target: Path, resume: bool) -> Iterator[Path]:
 
 def _key(encoder: ItemEncoder, ids: Sequence[bytes], content: Sequence[str]) -> str:
     """What a chunk's columns depend on, as 32 hex digits: the model and all of its items."""
-    states = encoder.states.to_json() if encoder.states else None
-    digest = hashlib.sha256(json.dumps([VERSION, encoder.content_id, encoder.fields, states]).encode())
+    states, vectors = (spec.to_json() if spec else None for spec in (encoder.states, encoder.vectors))
+    digest = hashlib.sha256(json.dumps([VERSION, encoder.content_id, encoder.fields, states, vectors]).encode())
     for one, text in zip(ids, content, strict=True):
         for part in (one, text.encode()):
             digest.update(len(part).to_bytes(8, "little") + part)
@@ -163,13 +163,15 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _partly_known(path: Path, chunk: Sequence[Item], identity: Columns, previous: Catalog) -> Chunk:
+def _partly_known(path: Path, chunk: Sequence[Item], identity: Columns, encoder: ItemEncoder, previous: Catalog) -> Chunk:
     rows = previous.find([item.id for item in chunk])
     found = np.flatnonzero(rows >= 0)
     old = previous.columns(rows[found])
     same = old["content"] == identity["content"][found]
     known = take(old, np.flatnonzero(same))
     known.pop(TOMBSTONES, None)
+    if previous.info.vectors != encoder.vectors:
+        known = encoder.with_vectors(known)
     order = np.full(len(chunk), -1, np.int64)
     order[found[same]] = np.arange(same.sum())
     order[order < 0] = np.arange(same.sum(), len(chunk))

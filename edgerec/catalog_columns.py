@@ -31,8 +31,9 @@ RAGGED: Mapping[str, tuple[str, ...]] = {
 }
 """Ragged columns, and the sections that their offsets divide."""
 TOMBSTONES = "tombstones"
-FLAT = ("content", TOMBSTONES)
-"""Columns of one number a row."""
+VECTORS = ("vectors", "vectors.scale")
+FLAT = ("content", *VECTORS, TOMBSTONES)
+"""Columns of one entry a row."""
 EVERY = (*RAGGED, *FLAT)
 
 _COPY_ROWS = 4096
@@ -94,7 +95,9 @@ def lay_out(pieces: Sequence[tuple[Columns, Rows]]) -> dict[str, Column]:
         for section in sections:
             if section in first:
                 out[section] = Column(first[section].dtype, (count, *first[section].shape[1:]), _values(some, name, section))
-    out["content"] = Column(np.dtype(np.uint64), (items,), (columns["content"][_index(rows)] for columns, rows in some))
+    for name in FLAT:
+        if name in first and name != TOMBSTONES:
+            out[name] = Column(first[name].dtype, (items, *first[name].shape[1:]), _flat(some, name))
     if any(TOMBSTONES in columns for columns, _ in some):
         out[TOMBSTONES] = Column(np.dtype(np.uint8), (items,), (_tombstones(columns, rows) for columns, rows in some))
     return out
@@ -167,6 +170,10 @@ def _damaged(name: str) -> BundleError:
 
 def _values(some: Sequence[tuple[Columns, Rows]], name: str, section: str) -> Iterator[NDArray[Any]]:
     return (columns[section][_places(columns, name, rows)[0]] for columns, rows in some)
+
+
+def _flat(some: Sequence[tuple[Columns, Rows]], name: str) -> Iterator[NDArray[Any]]:
+    return (columns[name][_index(rows)] for columns, rows in some)
 
 
 def _offsets(some: Sequence[tuple[Columns, Rows]], name: str) -> Iterator[NDArray[np.int64]]:

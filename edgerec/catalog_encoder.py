@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from . import _core
 from .bundle import read_file, read_json, read_manifest
-from .catalog_columns import TOMBSTONES
-from .catalog_info import ID_SEED
+from .catalog_columns import TOMBSTONES, VECTORS, Columns
+from .catalog_info import ID_SEED, CatalogInfo
 from .errors import BundleError, InputError
 from .features import FeatureEncoder, FeatureSpec
-from .states import PRECISIONS, StateSpec
+from .states import PRECISIONS, ItemStates, StateSpec
 from .text import TextEncoder, TextSpec
 from .types import Item
+from .vectors import head_of_model
 from .words import clean_text
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class ItemEncoder:
 
     Attributes
     ----------
-    content_id, model_version, fields, states : as in `CatalogInfo`.
+    content_id, model_version, fields, states, vectors : as in `CatalogInfo`.
     chunk_items : how many items to encode at once.
 
     Raises
@@ -55,6 +56,8 @@ class ItemEncoder:
         read_file(self._root, manifest, "tokenizer.json")  # for its hash: the encoder below reads the file itself
         self.content_id, self.model_version = manifest.content_id, manifest.model_version
         self.states = StateSpec.from_model(model, f"{self._root}: model.json")
+        what = f"{self._root}: "
+        self.vectors, self._head = head_of_model(model, self.states, lambda name: read_file(self._root, manifest, name), what)
         self._text = TextEncoder(self._root / "tokenizer.json", TextSpec.from_json(model.get("text")))
         self._features = FeatureEncoder(FeatureSpec.from_json(features)) if features is not None else None
         self.fields = self._features.item_fields if self._features else ()
@@ -84,10 +87,27 @@ class ItemEncoder:
             columns |= {"states": states.values, "states.offsets": states.offsets}
             if self.states.scales:
                 columns["states.scales"] = states.scales
+            columns = self.with_vectors(columns)
         if self._features is not None and self.fields:
             encoded = self._features.encode_items(items)
             columns |= {"features": encoded.hashes, "features.offsets": encoded.offsets}
         return columns
+
+    def with_vectors(self, columns: Columns) -> dict[str, NDArray[Any]]:
+        """The columns of some items with this bundle's vectors, made of their states, in the place of other ones or none.
+
+        Raises
+        ------
+        BundleError : an item has no states, as in a damaged catalogue.
+        """
+        others = {name: column for name, column in columns.items() if name not in VECTORS}
+        if self._head is None or self.states is None:
+            return others
+        states, offsets = columns["states"], columns["states.offsets"]
+        if (np.diff(offsets) < 1).any():
+            raise BundleError("the catalogue is damaged: an item has no states; build it again, without previous")
+        scales = columns["states.scales"] if self.states.scales else np.zeros((len(states), 0), np.float32)
+        return others | dict(zip(VECTORS, self._head.item_vectors(ItemStates(states, scales, offsets), self.states), strict=True))
 
     def close(self) -> None:
         """Release the engine."""
@@ -119,8 +139,9 @@ def identify(items: Sequence[Item], first: int = 1) -> dict[str, NDArray[Any]]:
     return columns | {"content": _core.hash_strings([content_of(item) for item in items], ID_SEED)}
 
 
-def tombstones(ids: Sequence[str], fields: int, states: StateSpec | None) -> dict[str, NDArray[Any]]:
-    """Columns of deleted items: their ids, and nothing else."""
+def tombstones(ids: Sequence[str], info: CatalogInfo) -> dict[str, NDArray[Any]]:
+    """Columns of deleted items: their ids, and nothing else; the catalogue says which there are."""
+    states, fields = info.states, len(info.fields)
     none = np.zeros(len(ids) + 1, np.int64)
     columns: dict[str, NDArray[Any]] = pack_ids([one.encode() for one in ids])
     columns |= {"tokens": np.empty(0, np.int32), "tokens.offsets": none}
@@ -130,6 +151,8 @@ def tombstones(ids: Sequence[str], fields: int, states: StateSpec | None) -> dic
             columns["states.scales"] = np.empty((0, states.scales), np.float32)
     if fields:
         columns |= {"features": np.empty(0, np.uint64), "features.offsets": np.zeros(len(ids) * fields + 1, np.int64)}
+    if info.vectors:
+        columns |= {"vectors": np.zeros((len(ids), info.vectors.width), np.int8), "vectors.scale": np.zeros(len(ids), np.float32)}
     return columns | {"content": np.zeros(len(ids), np.uint64), TOMBSTONES: np.ones(len(ids), np.uint8)}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from .errors import BundleError
 from .manifest import json_object, parse_json
 from .states import StateSpec
+from .vectors import VectorSpec
 
 CATALOG = "catalog.json"
 FORMAT, VERSION, OLDEST = "edgerec-catalog", 4, 3
@@ -58,6 +59,7 @@ class CatalogInfo:
     model_version : of that bundle, for people to read.
     fields : the item fields of the feature spec, in the order of an item's sets in ``features``; empty without features.
     states : what is kept of an item for a mid-fusion student; None for others.
+    vectors : what is kept of an item for retrieval; None for a student without it.
     segments : the section files, at least one; of several that know an id the last counts.
     created : UTC time of its building, ``YYYY-MM-DDTHH:MM:SSZ``.
     generation : 0 as built, and one more with every change.
@@ -71,6 +73,7 @@ class CatalogInfo:
     created: str
     states: StateSpec | None = None
     generation: int = 0
+    vectors: VectorSpec | None = None
 
     @property
     def bytes_per_item(self) -> float:
@@ -106,6 +109,7 @@ class CatalogInfo:
             created=_text(top, "created"),
             states=StateSpec.from_model(top, CATALOG),
             generation=0 if version == OLDEST else _count(top, "generation", 0),
+            vectors=VectorSpec.from_json(top.get("vectors"), f"{CATALOG}: vectors"),
         )
         rows = sum(segment.items for segment in info.segments)
         if info.items > rows or (not info.generation and info.items != rows):

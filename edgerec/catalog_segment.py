@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .catalog_columns import RAGGED, TOMBSTONES
+from .catalog_columns import RAGGED, TOMBSTONES, VECTORS
 from .catalog_info import ID_SEED, CatalogInfo, Segment
 from .errors import BundleError, InputError
 from .features import NO_FEATURES, ItemFeatures
 from .segment import SectionFile
 from .states import PRECISIONS, ItemStates, StateSpec
+from .vectors import ItemVectors, VectorSpec
 
 
 class CatalogSegment:
@@ -29,6 +30,7 @@ class CatalogSegment:
     item_tokens : (tokens int32 [total], offsets int64 [R + 1]); item i is ``tokens[offsets[i]:offsets[i + 1]]``.
     features : the hashes of the items' fields; no fields for a bundle without features.
     states : for a mid-fusion student, the states of every item; else None.
+    vectors : for a student that retrieves, one vector of every row, zeros where it is a tombstone; else None.
     content : uint64 [R], a hash of each item's content.
     tombstones : uint8 [R], 1 where the row says that its id was deleted; None: nowhere.
     columns : all of them by section name, to take rows from.
@@ -50,6 +52,7 @@ class CatalogSegment:
         if info.fields:
             self.features = ItemFeatures(*self._ragged("features", np.uint64, len(info.fields)), len(info.fields))
         self.states = self._item_states(info.states) if info.states else None
+        self.vectors = self._item_vectors(info.vectors) if info.vectors else None
         self.tombstones: NDArray[np.uint8] | None = None
         if TOMBSTONES in sections:
             self.tombstones = self._keep(TOMBSTONES, sections.column(TOMBSTONES, np.uint8))
@@ -80,6 +83,14 @@ class CatalogSegment:
         except UnicodeDecodeError as e:
             raise BundleError(f"{self._sections.path}: an id is not UTF-8 ({e}); build the catalogue again") from e
 
+    def names(self, rows: NDArray[np.int64]) -> list[str]:
+        """The ids of some rows. Raises BundleError when one is damaged."""
+        data, offsets = self._ids
+        try:
+            return [data[offsets[row] : offsets[row + 1]].tobytes().decode() for row in rows.tolist()]
+        except UnicodeDecodeError as e:
+            raise BundleError(f"{self._sections.path}: an id is not UTF-8 ({e}); build the catalogue again") from e
+
     def verify(self) -> None:
         """Read everything and compare checksums and offsets. Raises BundleError."""
         self._sections.verify()
@@ -99,6 +110,16 @@ class CatalogSegment:
             )
         return ItemStates(values, scales, offsets)
 
+    def _item_vectors(self, spec: VectorSpec) -> ItemVectors:
+        values = self._keep(VECTORS[0], self._sections.column(VECTORS[0], np.int8, 2))
+        scales = self._keep(VECTORS[1], self._sections.column(VECTORS[1], np.float32))
+        if values.shape != (self.entry.items, spec.width) or len(scales) != self.entry.items:
+            raise BundleError(
+                f"{self._sections.path}: vectors {list(values.shape)} and {len(scales)} scales are not those of {self.entry.items} items "
+                f"of {spec.width} numbers; build the catalogue again"
+            )
+        return ItemVectors(values, scales)
+
     def _ragged(self, name: str, dtype: Any, rows_per_item: int = 1, rank: int = 1) -> tuple[NDArray[Any], NDArray[np.int64]]:
         values = self._keep(name, self._sections.column(name, dtype, rank))
         offsets: NDArray[np.int64] = self._keep(f"{name}.offsets", self._sections.column(f"{name}.offsets", np.int64))
@@ -114,10 +135,13 @@ class CatalogSegment:
         return column
 
 
-def newest(segments: Sequence[CatalogSegment]) -> list[NDArray[np.bool_]]:
-    """For each segment, bool [R]: which rows no later segment of these knows another row for."""
-    alive = [np.ones(len(segment), np.bool_) for segment in segments]
-    for place in range(1, len(segments)):
+def newest(segments: Sequence[CatalogSegment], known: Sequence[NDArray[np.bool_]] = ()) -> list[NDArray[np.bool_]]:
+    """For each segment, bool [R]: which rows no later segment of these knows another row for.
+
+    `known` is the answer for the first of them without the others, and is not changed: their ids are not read again.
+    """
+    alive = [*(rows.copy() for rows in known), *(np.ones(len(segment), np.bool_) for segment in segments[len(known) :])]
+    for place in range(max(1, len(known)), len(segments)):
         ids = segments[place].ids()
         for segment, rows in zip(segments[:place], alive, strict=False):
             found = segment.find(ids)

@@ -19,6 +19,7 @@ from .catalog_segment import CatalogSegment, newest
 from .errors import BundleError
 from .features import NO_FEATURES, ItemFeatures
 from .states import ItemStates
+from .vectors import ItemVectors
 
 _TRIES = 100
 """Generations that may come and go while one is opened."""
@@ -41,6 +42,7 @@ class Catalog:
         self._folder, self._stamp = folder, stamp
         self._starts = np.cumsum([0, *map(len, segments)]).tolist()
         self._single = len(segments) == 1 and segments[0].tombstones is None
+        self._alive: tuple[NDArray[np.bool_], ...] = ()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Catalog:
@@ -94,11 +96,39 @@ class Catalog:
         """The rows of all items, int64 [items], ascending: those that are neither replaced nor deleted. Raises BundleError as `find`."""
         if self._single:
             return np.arange(len(self.segments[0]))
-        alive = newest(self.segments)
-        for segment, rows in zip(self.segments, alive, strict=True):
-            if segment.tombstones is not None:
-                rows[segment.tombstones != 0] = False
+        alive = self.alive()
+        assert alive is not None
         return np.flatnonzero(np.concatenate(alive))
+
+    def alive(self) -> tuple[NDArray[np.bool_], ...] | None:
+        """For each segment, bool [R]: its rows that are neither replaced nor deleted; not to be written into. None: all rows are alive.
+
+        Made once a generation, of the ids of the segments that came since one whose masks were asked for. Raises BundleError as `find`.
+        """
+        if self._single:
+            return None
+        masks = self._alive  # read once: another thread may set it
+        if len(masks) < len(self.segments):
+            masks = tuple(newest(self.segments, masks))
+            for segment, rows in zip(self.segments, masks, strict=True):
+                if segment.tombstones is not None:
+                    rows[segment.tombstones != 0] = False
+            self._alive = masks
+        return masks
+
+    def names(self, rows: NDArray[np.int64]) -> list[str]:
+        """The ids of some rows, in this order. Raises BundleError when one is damaged."""
+        owners = np.searchsorted(self._starts, rows, "right") - 1
+        listed = np.empty(len(rows), object)
+        for number in np.unique(owners).tolist():
+            chosen = np.flatnonzero(owners == number)
+            listed[chosen] = self.segments[number].names(rows[chosen] - self._starts[number])
+        return list(listed)
+
+    @property
+    def vectors(self) -> tuple[ItemVectors, ...]:
+        """For a student that retrieves, the vectors of each segment's rows, also of those that are not `alive`; else none."""
+        return tuple(segment.vectors for segment in self.segments if segment.vectors is not None)
 
     def find(self, ids: list[str]) -> NDArray[np.int64]:
         """Rows of the ids, int64 [N]; -1 where the id is not in the catalogue.
@@ -199,12 +229,16 @@ def _load(folder: _Folder, open_one: Catalog | None) -> Catalog:
             if left and read_stamp(folder.file) not in (None, stamp):
                 continue
             raise
-        return Catalog(info, segments, folder, stamp)
+        catalog = Catalog(info, segments, folder, stamp)
+        if open_one is not None:
+            kept = next((i for i, (new, old) in enumerate(zip(segments, open_one.segments, strict=False)) if new is not old), None)
+            catalog._alive = open_one._alive[:kept]  # what was replaced or deleted stays so
+        return catalog
     raise AssertionError("the last try returns or raises")
 
 
 def _check_successor(root: Path, old: CatalogInfo, new: CatalogInfo) -> None:
-    if (new.content_id, new.fields, new.states, new.created) != (old.content_id, old.fields, old.states, old.created):
+    if any(getattr(new, name) != getattr(old, name) for name in ("content_id", "fields", "states", "vectors", "created")):
         raise BundleError(f"{root}: another catalogue was put in the place of the one that is open; open it again")
     if new.generation <= old.generation:
         raise BundleError(

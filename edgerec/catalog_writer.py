@@ -71,6 +71,11 @@ class CatalogWriter:
                     f"{root} was built for content_id {info.content_id} (model {info.model_version}), but {bundle} has content_id "
                     f"{encoder.content_id} (model {encoder.model_version}); open it with a bundle of that model, or build it again"
                 )
+            if info.vectors != encoder.vectors:
+                raise BundleError(
+                    f"{root} has the vectors of another retrieval head than {bundle}, or only one of the two has any; open it with the "
+                    "bundle that it was built with, or build it again (previous saves the encoding)"
+                )
             _clear(root, catalog)
             return cls(root, catalog, encoder, lock)
         except BaseException:
@@ -117,7 +122,7 @@ class CatalogWriter:
         with self._changing:
             known = [one for one, row in zip(listed, self._catalog.find(listed).tolist(), strict=True) if row >= 0]  # type: ignore[arg-type]
             info = self._catalog.info
-            return self._append([(tombstones(known, len(info.fields), info.states), range(len(known)))], -len(known))
+            return self._append([(tombstones(known, info), range(len(known)))], -len(known))
 
     def compact(self) -> int:
         """Merge all segments into one, without what was replaced or deleted. Takes as long as copying it; changes go on.

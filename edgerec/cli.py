@@ -15,7 +15,7 @@ from .cli_data import data
 from .cli_gpu import export_triton
 from .cli_output import as_json, show
 from .cli_serve import bench, build_catalog, build_engine, inspect, rank, verify
-from .cli_train import distill, evaluate, export, prune, train
+from .cli_train import add_retrieval, distill, evaluate, export, prune, train
 from .errors import EdgerecError
 
 
@@ -93,7 +93,23 @@ def version(as_json: bool) -> None:
     show(versions, as_json=True)
 
 
-for command in (data, train, distill, prune, export, build_engine, build_catalog, rank, evaluate, bench, inspect, verify, export_triton):
+COMMANDS = (
+    data,
+    train,
+    distill,
+    prune,
+    add_retrieval,
+    export,
+    build_engine,
+    build_catalog,
+    rank,
+    evaluate,
+    bench,
+    inspect,
+    verify,
+    export_triton,
+)
+for command in COMMANDS:
     cli.add_command(command)
 
 

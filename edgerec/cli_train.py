@@ -102,6 +102,34 @@ def prune(student: Path, out: Path, recipe: Path, data: tuple[Path, ...], teache
     show(result if as_json else _summary(out, result) | {"pruning": result["pruning"]}, as_json=as_json)
 
 
+@click.command("add-retrieval")
+@click.argument("student", type=EXISTING_FOLDER)
+@click.argument("out", type=NEW_FOLDER)
+@data_folders
+@click.option("--width", default=128, show_default=True, type=click.IntRange(1, 4096), help="Numbers of a vector: bytes of an item.")
+@click.option(
+    "--spans", default=20_000, show_default=True, type=click.IntRange(min=0), help="Queries made from the titles of each data set."
+)
+@click.option("--epochs", default=10, show_default=True, type=click.IntRange(min=1))
+@click.option("--seed", default=0, show_default=True)
+@as_json
+def add_retrieval(student: Path, out: Path, data: tuple[Path, ...], width: int, spans: int, epochs: int, seed: int, as_json: bool) -> None:
+    """Give a mid-fusion STUDENT what `Ranker.retrieve` needs, in the folder OUT: a vector for a query and for every item.
+
+    Two linear maps are learned from relevant items and from spans of titles; the student itself stays as it is.
+
+    \b
+    Example:
+      edgerec add-retrieval student student-retrieves --data shop
+    """
+    with needs("train"):
+        from .training.retrieval import RetrievalSettings
+        from .training.retrieval import add_retrieval as run
+
+        result = run(student, out, data=data, settings=RetrievalSettings(width=width, spans=spans, epochs=epochs, seed=seed))
+    show(result if as_json else {"folder": str(out), "retrieval": result["retrieval"]}, as_json=as_json)
+
+
 @click.command()
 @click.argument("student", type=EXISTING_FOLDER)
 @click.argument("export", type=NEW_FOLDER)

@@ -23,12 +23,14 @@ from .manifest import Manifest
 from .ranker_batches import Batcher, Table
 from .ranker_candidates import Candidate, Candidates, at_least_one, sort_out
 from .ranker_deadline import Deadline, Scored, score_ragged, score_ragged_states, score_rows, score_states
-from .ranker_inline import INLINE_CACHE_BYTES, InlineStates
+from .ranker_inline import INLINE_CACHE_BYTES, InlineStates, check_limit
 from .ranker_lanes import Lanes
+from .ranker_retrieve import FOUND, Retriever
 from .ranker_states import StateBatcher
 from .states import StateSpec
 from .text import TextEncoder, TextSpec
 from .types import RankedList, UserProfile
+from .vectors import RetrievalHead, head_of_model
 
 
 class Clock:
@@ -54,6 +56,7 @@ class Ranker:
     ----------
     manifest : of the open bundle.
     catalog : the open catalogue, or None; the generation that the last request saw.
+    head : what makes vectors, of a student that retrieves; else None.
     """
 
     def __init__(
@@ -65,9 +68,10 @@ class Ranker:
         catalog: Catalog | None,
         lanes: int = 1,
         inline_cache_bytes: int = INLINE_CACHE_BYTES,
+        head: RetrievalHead | None = None,
     ) -> None:
         self.manifest = manifest
-        self.catalog = catalog
+        self.catalog, self.head = catalog, head
         self._text, self._features, self._engine = text, features, engine
         # Asked once: whether an object has a protocol's methods takes as long as encoding a query.
         rows, states = isinstance(engine, RaggedEngine), isinstance(engine, RaggedMidEngine)
@@ -76,15 +80,16 @@ class Ranker:
         if isinstance(engine, MidEngine):
             self._inline = InlineStates(engine, self._lanes, limit_bytes=inline_cache_bytes, together=states)
         self._ask: Callable[[NDArray[np.int32]], Any] = _as_it_is
+        ask = engine.encode_queries if isinstance(engine, QueryEngine) else None
+        batcher = StateBatcher(text.spec, features, lanes=lanes, ask=ask)
+        self._retriever = Retriever(head, batcher.query, manifest.backend)
         self._batches: Callable[..., Iterator[list[tuple[NDArray[np.int64], Any]]]]
         self._run: Callable[..., Scored]
         if rows:
             self._batches, self._run = Batcher(text.spec, features).ragged, score_ragged
         elif states:
-            self._batches, self._run = StateBatcher(text.spec, features).ragged, score_ragged_states
+            self._batches, self._run = batcher.ragged, score_ragged_states
         elif self._inline is not None:
-            ask = engine.encode_queries if isinstance(engine, QueryEngine) else None
-            batcher = StateBatcher(text.spec, features, lanes=lanes, ask=ask)
             self._ask, self._batches, self._run = batcher.query, batcher.waves, score_states
         else:
             self._batches, self._run = Batcher(text.spec, features, lanes=lanes).waves, score_rows
@@ -117,6 +122,7 @@ class Ranker:
         FeatureError : the golden feature vectors of the model do not reproduce here.
         EngineError : the engine cannot be loaded on this machine.
         """
+        check_limit(inline_cache_bytes)  # of any kind of student, and before anything is opened
         root = Path(bundle)
         manifest = verify_bundle(root) if verify else read_manifest(root)
         model, spec = read_json(root, manifest, "model.json"), read_json(root, manifest, "features.json")
@@ -144,11 +150,14 @@ class Ranker:
         if opened is not None and opened.info.fields != (features.item_fields if features else ()):
             raise BundleError(f"the catalogue has columns for the fields {opened.info.fields}, not for those of {root}; build it again")
         encoder = TextEncoder(root / "tokenizer.json", text_spec)
+        vectors, head = head_of_model(model, states, lambda name: read_file(root, manifest, name), f"{root}: ")
+        if opened is not None and vectors is not None and opened.info.vectors not in (None, vectors):
+            raise BundleError(f"the catalogue has the vectors of another retrieval head than {root}; build the catalogue again")
         if manifest.backend != "ort":
-            return cls(manifest, encoder, features, open_engine(root, threads=threads), opened, inline_cache_bytes=inline_cache_bytes)
+            return cls(manifest, encoder, features, open_engine(root, threads=threads), opened, 1, inline_cache_bytes, head)
         # Several batches at once on one thread each: ONNX Runtime's own threads wait for each other at every operator.
         engine, lanes = open_engine(root, threads=1), threads or usable_cores()
-        return cls(manifest, encoder, features, engine, opened, lanes, inline_cache_bytes)
+        return cls(manifest, encoder, features, engine, opened, lanes, inline_cache_bytes, head)
 
     def rank(
         self,
@@ -181,6 +190,18 @@ class Ranker:
         wanted = at_least_one("top_k", top_k)
         found = sort_out(candidates, self.newest())
         clock.lap("lookup")
+        return self._rank(query, found, wanted, user, context, clock, deadline)
+
+    def _rank(
+        self,
+        query: str,
+        found: Candidates,
+        wanted: int,
+        user: UserProfile | None,
+        context: Mapping[str, str] | None,
+        clock: Clock,
+        deadline: Deadline,
+    ) -> RankedList:
         top = _core.TopK(min(wanted, len(found.ids)))
         skipped = list(found.skipped)
         seen: list[NDArray[np.int64]] = []
@@ -199,7 +220,7 @@ class Ranker:
             timings_us=clock.us,
             model_version=self.manifest.model_version,
             degraded=bool(late or note),
-            reason="; ".join(filter(None, (_too_late(late, found, deadline_ms), note))),
+            reason="; ".join(filter(None, (_too_late(late, found, deadline), note))),
         )
         clock.lap("select")
         return result
@@ -221,6 +242,53 @@ class Ranker:
         for position, first in found.duplicates.items():
             scores[position] = scores[first]
         return scores
+
+    def retrieve(
+        self,
+        query: str,
+        *,
+        top_k: int = 10,
+        n: int = FOUND,
+        user: UserProfile | None = None,
+        context: Mapping[str, str] | None = None,
+        deadline_ms: float | None = None,
+    ) -> RankedList:
+        """The best `top_k` items of the whole catalogue, without a first stage: the nearest by vector are found, and then ranked.
+
+        Parameters
+        ----------
+        n : how many are found; at least `top_k` are.
+        query, top_k, user, context, deadline_ms : as in `rank`; the items found are the candidates, nearest first. Finding them is not
+            broken off.
+
+        Returns
+        -------
+        As `rank`; ``timings_us`` has ``retrieve``, which ``total`` includes.
+
+        Raises
+        ------
+        InputError : a wrong argument, or a student or catalogue without vectors. EngineError : as `rank`.
+        """
+        clock, deadline = Clock(), Deadline.after(deadline_ms)
+        wanted = at_least_one("top_k", top_k)
+        found, _ = self._nearest(query, max(wanted, at_least_one("n", n)))
+        clock.us["retrieve"] = 0.0
+        clock.lap("retrieve")
+        return self._rank(query, found, wanted, user, context, clock, deadline)
+
+    def nearest(self, query: str, n: int) -> tuple[list[str], NDArray[np.float32]]:
+        """The ids of the `n` items whose vectors are nearest to the query's, and their scores, float32 [K], about cosines.
+
+        Raises
+        ------
+        InputError : a wrong argument, or a student or catalogue without vectors. EngineError : as `rank`.
+        """
+        found, scores = self._nearest(query, at_least_one("n", n))
+        return list(found.ids), scores
+
+    def _nearest(self, query: str, n: int) -> tuple[Candidates, NDArray[np.float32]]:
+        _check_request(query, None, None)
+        return self._retriever.find(self._text.encode_query(query), n, self.newest())
 
     def score_found(
         self,
@@ -300,8 +368,8 @@ def _as_it_is(query_tokens: NDArray[np.int32]) -> NDArray[np.int32]:
     return query_tokens
 
 
-def _too_late(late: list[int], found: Candidates, deadline_ms: float | None) -> str:
-    return f"{len(late)} of {found.count} candidates were not scored within {deadline_ms:g} ms" if late else ""
+def _too_late(late: list[int], found: Candidates, deadline: Deadline) -> str:
+    return f"{len(late)} of {found.count} candidates were not scored within {deadline.ms:g} ms" if late else ""
 
 
 def _check_request(query: Any, user: Any, context: Any) -> None:

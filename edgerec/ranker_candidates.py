@@ -19,7 +19,7 @@ Candidate = str | Item | Mapping[str, Any]
 """An id of the catalogue, an item, or a mapping with the keys of a line of `corpus.jsonl` (``id`` is taken for ``_id``)."""
 
 UNKNOWN, DUPLICATE = "unknown id", "duplicate"
-_NOWHERE: NDArray[np.int64] = np.empty(0, np.int64)
+NOWHERE: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def sort_out(candidates: Iterable[Candidate], catalog: Catalog | None) -> Candid
     rows = catalog.find(named) if catalog is not None else np.empty(0, np.int64)
     repeated = len(set(ids)) < len(ids)
     if named and not given and not repeated and rows[rows.argmin()] >= 0:  # the common case: nothing to sort out
-        return Candidates(ids, None, rows, _NOWHERE, (), catalog=catalog)
+        return Candidates(ids, None, rows, NOWHERE, (), catalog=catalog)
     by_id = np.array([i for i in range(len(ids)) if i not in given], np.int64) if given else np.arange(len(ids))
     skipped = [(i, UNKNOWN) for i in by_id[rows < 0].tolist()]
     duplicates: dict[int, int] = {}

@@ -96,7 +96,7 @@ class Cascade:
             timings_us=clock.us,
             model_version=f"{self.first.manifest.model_version}+{self.second.manifest.model_version}",
             degraded=bool(late) or not asked.all(),
-            reason=_reason(found.count, len(late), len(head), int(asked.sum()), strangers, deadline_ms),
+            reason=_reason(found.count, len(late), len(head), int(asked.sum()), strangers, deadline.ms),
         )
         clock.lap("select")
         return result
@@ -180,7 +180,7 @@ def _skipped(found: Candidates, not_numbers: NDArray[np.int64]) -> tuple[tuple[s
     return tuple((found.ids[place], why) for place, why in skipped)
 
 
-def _reason(count: int, late: int, head: int, asked: int, strangers: int, deadline_ms: float | None) -> str:
+def _reason(count: int, late: int, head: int, asked: int, strangers: int, deadline_ms: float) -> str:
     told = [f"{late} of {count} candidates were not scored within {deadline_ms:g} ms"] if late else []
     if strangers:
         told.append(f"{strangers} of the {head} best are not in the second model's catalogue")

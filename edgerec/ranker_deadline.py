@@ -22,9 +22,10 @@ Scored = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A moment of `time.monotonic_ns`; 0 is none."""
+    """A moment of `time.monotonic_ns`; 0 is none. ``ms`` is how it was asked for."""
 
     ns: int = 0
+    ms: float = 0.0
 
     @classmethod
     def after(cls, deadline_ms: object) -> Deadline:
@@ -35,7 +36,7 @@ class Deadline:
             raise InputError(f"deadline_ms must be a number of milliseconds or None, got {type(deadline_ms).__name__}")
         if not 0 <= deadline_ms < math.inf:
             raise InputError(f"deadline_ms is {deadline_ms}; expected a finite number of milliseconds, at least 0, or None")
-        return cls(min(monotonic_ns() + int(float(deadline_ms) * 1e6), _LATEST))
+        return cls(min(monotonic_ns() + int(float(deadline_ms) * 1e6), _LATEST), float(deadline_ms))
 
     @property
     def over(self) -> bool:

@@ -39,9 +39,7 @@ class StateCache:
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        if isinstance(limit_bytes, bool) or not isinstance(limit_bytes, int) or limit_bytes < 0:
-            raise InputError(f"inline_cache_bytes is {limit_bytes!r:.80}; expected a number of bytes, or 0 for no cache")
-        self._limit = limit_bytes
+        self._limit = check_limit(limit_bytes)
         self._clear()
 
     @property
@@ -137,6 +135,13 @@ class InlineStates:
             values.flags.writeable = scales.flags.writeable = False
             made.append((values, scales))
         return made
+
+
+def check_limit(limit_bytes: object) -> int:
+    """The argument as a limit in bytes. Raises InputError."""
+    if isinstance(limit_bytes, bool) or not isinstance(limit_bytes, int) or limit_bytes < 0:
+        raise InputError(f"inline_cache_bytes is {limit_bytes!r:.80}; expected a number of bytes, or 0 for no cache")
+    return limit_bytes
 
 
 def _cost(key: bytes, states: States) -> int:

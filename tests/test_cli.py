@@ -69,6 +69,7 @@ def test_commands_are_those_of_the_readme() -> None:
         "train",
         "distill",
         "prune",
+        "add-retrieval",
         "export",
         "evaluate",
     }

@@ -49,6 +49,7 @@ PARTS = {
     "edgerec.words": "edgerec.text",  # the cleaning that text and features must share
     "edgerec.feature_spec": "edgerec.features",
     "edgerec.manifest": "edgerec.bundle",
+    "edgerec.vectors": "edgerec.states",  # the second thing kept of an item for a mid-fusion student
     "edgerec.segment": "edgerec.catalog",
     "edgerec.machine": "edgerec.bench",  # what a measurement was taken on
     "edgerec.__main__": "edgerec.cli",

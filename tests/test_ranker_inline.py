@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgerec import ranker_deadline, ranker_inline
+from edgerec import Ranker, ranker_deadline, ranker_inline
 from edgerec.errors import EngineError, InputError
 from edgerec.ranker_deadline import Deadline
 from edgerec.ranker_inline import ENTRY_BYTES, InlineStates, StateCache
@@ -209,3 +209,5 @@ def test_a_wrong_limit_is_an_input_error(limit: object) -> None:
     check: Callable[[object], object] = StateCache  # type: ignore[assignment]
     with pytest.raises(InputError, match="inline_cache_bytes"):
         check(limit)
+    with pytest.raises(InputError, match="inline_cache_bytes"):
+        Ranker.open("no-such-bundle", inline_cache_bytes=limit)  # type: ignore[arg-type]

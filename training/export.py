@@ -26,6 +26,7 @@ from .half import HALVES, halved
 from .mid import MidStudent
 from .pairs import Pairs, Rows, TokenTable, judged_pairs
 from .provenance import read_training_json
+from .retrieval import export_head
 from .student import Student, StudentScorer, student_from_encoder
 from .teacher import Teacher, train_datasets
 
@@ -139,6 +140,8 @@ def _write(
     }
     if isinstance(model, MidStudent):
         model_json["states"] = state_spec(model, (out / ITEM_ENCODER).read_bytes()).to_json()
+        if (head := export_head(scorer, student, out)) is not None:
+            model_json["retrieve"], model_json["export_check"]["retrieve_max_abs_diff"] = head
     if data:
         datasets = train_datasets(data)
         lowest = datasets[0].grade_min

@@ -23,6 +23,7 @@ from ..errors import BuildError, BundleError, EngineError
 from ..manifest import content_id, is_plain_name, parse_json
 from ..states import StateSpec
 from ..types import Batch
+from ..vectors import VECTORS_FILE, RetrievalHead, VectorSpec
 
 FORMAT, VERSION, OPSET = "edgerec-export", 1, 20
 
@@ -64,7 +65,8 @@ class Calibration:
 class Export:
     """An export folder, read and checked. ``model`` is the decoded ``model.json``; the other files are kept as bytes.
 
-    ``graph`` gives logits; ``item_graph`` and ``states`` are those of a mid-fusion student, else empty and None.
+    ``graph`` gives logits; ``item_graph`` and ``states`` are those of a mid-fusion student, else empty and None;
+    ``retrieve`` is ``retrieve.npz`` of one that retrieves, else empty.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class Export:
     graph: bytes
     item_graph: bytes
     states: StateSpec | None
+    retrieve: bytes
     tokenizer: bytes
     calibration: Calibration
     limits: Limits
@@ -111,6 +114,7 @@ def read_export(folder: str | os.PathLike[str]) -> Export:
             graph=graph,
             item_graph=item_graph,
             states=states,
+            retrieve=_read_retrieve(root, model, states),
             tokenizer=_read_tokenizer(root, limits, model["text"]),
             calibration=_read_calibration(root, limits),
             limits=limits,
@@ -170,6 +174,17 @@ def _read_graphs(root: Path, model: dict[str, Any], limits: Limits, states: Stat
     if hashlib.sha256(encoder).hexdigest() != states.sha256:
         raise BuildError(f"{root}: item_encoder.onnx is not the one that model.json names; the export is mixed, export the student again")
     return _read_graph(root, "ranker.onnx", {**_QUERIES, **kept, **scales, **features}, ("logits", 1)), encoder
+
+
+def _read_retrieve(root: Path, model: dict[str, Any], states: StateSpec | None) -> bytes:
+    spec = VectorSpec.from_json(model.get("retrieve"), f"{root}: model.json: retrieve")
+    if spec is None:
+        return b""
+    if states is None:
+        raise BuildError(f"{root}: model.json has retrieve and no states; only a mid-fusion student retrieves")
+    data = read_bytes(root / VECTORS_FILE)
+    RetrievalHead.from_bytes(data, spec, hidden=model["student"]["hidden"], numbers=states.numbers, what=f"{root}: {VECTORS_FILE}")
+    return data
 
 
 def _read_graph(root: Path, file: str, expected: Inputs, output: tuple[str, int]) -> bytes:

@@ -23,6 +23,7 @@ from ..engine.machine import cpu_flags
 from ..engine.ort import ort
 from ..engine.probe import PROBE
 from ..manifest import Manifest
+from ..vectors import VECTORS_FILE
 from .contract import Export
 from .parity import probe_rows, take
 
@@ -78,6 +79,8 @@ def pack(
         "model.json": json.dumps(export.model, indent=1).encode() + b"\n",
         "parity.json": json.dumps(parity, indent=1, allow_nan=False).encode() + b"\n",
     }
+    if export.retrieve:
+        files[VECTORS_FILE] = export.retrieve
     if probe is not None:
         files[PROBE] = probe
     return write_bundle(
