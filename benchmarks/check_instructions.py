@@ -4,8 +4,8 @@
     python benchmarks/check_instructions.py --write        takes today's numbers; commit them with the reason
 
 Times on a shared machine differ by more than most changes do; instructions do not. One int8 call on one thread of 100 seeded random rows
-of 6 common tokens and 8 to 20 others (tests/csrc/count_engine.c); for mid-fusion students, of a query of 7 tokens with 100 (6 x 384: 30) candidates
-of 9 to 21 states, and of encoding these (count_mid.c). With the AVX2 kernels, because valgrind knows no AVX-512. The compiler
+of 6 common tokens and 8 to 20 others (tests/csrc/count_engine.c); for mid-fusion students, of a query of 7 tokens with 100 (6 x 384: 30)
+candidates of 9 to 21 states, and of encoding these (count_mid.c). With the AVX2 kernels, because valgrind knows no AVX-512. The compiler
 matters: the file names the one that was used, and another may need numbers of its own. Needs valgrind, make and a C compiler.
 """
 
