@@ -258,6 +258,16 @@ typedef struct edr_ranking {
 edr_status edr_rank_all(const edr_model *model, const edr_ranking *in, int isa, edr_pool *pool, int64_t workers, void *const *rooms,
                         int64_t room_size, int64_t deadline, float *logits, uint8_t *done, int64_t *at);
 
+/*
+ * The rows [query_size, H] of one query after the layers that see it alone: what the joint layers of edr_rank_all begin with.
+ *
+ * query  [query_size], as in edr_ranking
+ * room   a workspace, as rooms[0] of edr_rank_all
+ * Fails with EDR_E_NULL, EDR_E_SPACE (the query is empty or too long, or the room), EDR_E_VALUE (an id outside its table; no mid-fusion
+ * student), EDR_E_ISA.
+ */
+edr_status edr_query_rows(const edr_model *model, const int32_t *query, int64_t query_size, int isa, void *room, int64_t room_size, float *rows);
+
 #ifdef __cplusplus
 }
 #endif

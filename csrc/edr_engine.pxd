@@ -52,3 +52,4 @@ cdef extern from "edr_engine.h" nogil:
                        int64_t room_size, void *values, float *scales, int64_t *at)
     int edr_rank_all(const edr_model *model, const edr_ranking *ranking, int isa, edr_pool *pool, int64_t workers, void **rooms,
                      int64_t room_size, int64_t deadline, float *logits, uint8_t *done, int64_t *at)
+    int edr_query_rows(const edr_model *model, const int32_t *query, int64_t query_size, int isa, void *room, int64_t room_size, float *rows)

@@ -141,9 +141,22 @@ edr_status edr_rank_all(const edr_model *model, const edr_ranking *in, int isa, 
     const edr_status room = check_rooms(model, isa, workers, rooms, room_size);
     if (room != EDR_OK) return room;
     if (in->rows == 0) return EDR_OK;
-    if (deadline == 0 || edr_now() < deadline) edr_read_query(model, in, isa, rooms[0]); /* else no block is begun that would look */
+    if (deadline == 0 || edr_now() < deadline) (void)edr_read_query(model, in, isa, rooms[0]); /* else no block is begun that would look */
     shared s = {.model = model, .isa = isa, .rooms = rooms, .deadline = deadline, .logits = logits, .done = done};
     s.in.rank = in;
     share_out(&s, pool, workers, in->lengths, in->rows, in->query_size, rank_task);
+    return EDR_OK;
+}
+
+edr_status edr_query_rows(const edr_model *model, const int32_t *query, int64_t query_size, int isa, void *room, int64_t room_size, float *rows)
+{
+    const edr_ranking in = {.query = query, .query_size = query_size};
+    int64_t at;
+    if (rows == NULL) return EDR_E_NULL;
+    const edr_status checked = edr_ranking_check(model, &in, &at);
+    if (checked != EDR_OK) return checked;
+    const edr_status fits = check_rooms(model, isa, 0, &room, room_size);
+    if (fits != EDR_OK) return fits;
+    memcpy(rows, edr_read_query(model, &in, isa, room), (size_t)(query_size * model->hidden) * sizeof(float));
     return EDR_OK;
 }

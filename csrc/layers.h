@@ -115,8 +115,8 @@ void edr_encode_part(const edr_model *m, const edr_items *in, int64_t begin, int
 
 edr_status edr_ranking_check(const edr_model *m, const edr_ranking *in, int64_t *at);
 
-/* The query's own layers, in the workspace of the caller of edr_rank_all; every thread ranks with what lies there. */
-void edr_read_query(const edr_model *m, const edr_ranking *in, int isa, void *room);
+/* The query's own layers, in the workspace of the caller of edr_rank_all; every thread ranks with what lies there. Returns [R, H]. */
+const float *edr_read_query(const edr_model *m, const edr_ranking *in, int isa, void *room);
 
 /* Logits of candidates begin .. end - 1, or as many of them, from the first, as there is time for: returns how many. */
 int64_t edr_rank_part(const edr_model *m, const edr_ranking *in, int64_t begin, int64_t end, int isa, void *room, void *query_room,

@@ -68,7 +68,7 @@ int64_t edr_mid_room(const edr_model *m)
 }
 
 /* The layers that see the query alone. */
-void edr_read_query(const edr_model *m, const edr_ranking *in, int isa, void *room)
+const float *edr_read_query(const edr_model *m, const edr_ranking *in, int isa, void *room)
 {
     run z = {.w = {.m = m, .k = edr_engine_kernels_for(isa)}, .in = in};
     (void)lay_out(m, room, &z);
@@ -77,6 +77,7 @@ void edr_read_query(const edr_model *m, const edr_ranking *in, int isa, void *ro
     for (int64_t i = 0; i < m->mid.query_layers; i++) edr_whole_layer(&z.w, &m->layer[i], &r, 1, r, 0);
     memcpy(z.query_x, z.w.x, (size_t)(r * m->hidden) * sizeof(float));
     edr_qkv(&z.w, &m->layer[m->mid.query_layers], 0, z.w.x, r, z.query_qkv);
+    return z.query_x;
 }
 
 /* ---------------------------------------------------------------------------------------------- states to keys and values */

@@ -36,6 +36,8 @@ class Encoder:
     @property
     def buckets(self) -> int: ...
     @property
+    def hidden(self) -> int: ...
+    @property
     def states(self) -> tuple[int, int, str] | None:
         """Of a mid-fusion student: G, W, and the precision of stored states. None for a cross student."""
 
@@ -120,5 +122,18 @@ class Encoder:
         ------
         InputError : a query is empty or too long, an item lies outside the table or is too long, an id is outside its table, or the model
             is a cross student's.
+        MemoryError : as `score`.
+        """
+
+    def query_rows(self, query: NDArray[np.int32]) -> NDArray[np.float32]:
+        """The rows of a query after the layers that see it alone, float32 [R, H]: what `rank` makes of it first; releases the GIL.
+
+        Parameters
+        ----------
+        query : as of `rank`.
+
+        Raises
+        ------
+        InputError : the query is empty or too long, an id is outside its table, or the model is a cross student's.
         MemoryError : as `score`.
         """

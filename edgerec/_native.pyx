@@ -157,6 +157,10 @@ cdef class Encoder:
         return self.model.buckets
 
     @property
+    def hidden(self):
+        return self.model.hidden
+
+    @property
     def states(self):
         if self.model.mid.query_layers == 0:
             return None
@@ -246,6 +250,20 @@ cdef class Encoder:
         if status != EDR_OK:
             _refuse(status, "batch", at)
         return logits
+
+    def query_rows(self, query):
+        cdef const int32_t *ids = <int32_t *> _array(query, cnp.NPY_INT32, "query", "int32")
+        cdef int64_t size = _size(query)
+        cdef cnp.ndarray rows = _new(size * self.model.hidden, cnp.NPY_FLOAT32)
+        cdef float *to = <float *> cnp.PyArray_DATA(rows)
+        cdef _Rooms rooms = self._rooms()
+        cdef int status
+        with nogil:
+            status = edr_query_rows(&self.model, ids, size, self.isa, rooms.list[0], self.room_size, to)
+        self.idle.append(rooms.mine)
+        if status != EDR_OK:
+            _refuse(status, "query", -1)
+        return rows.reshape(size, self.model.hidden)
 
     cdef void *_table(self, values, scales, int64_t tokens, float **of_states) except? NULL:
         """The memory of stored states, [tokens, G W] and [tokens, G]; NULL for the scales where the model has none."""

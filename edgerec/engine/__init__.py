@@ -81,7 +81,7 @@ class QueryEngine(MidEngine, Protocol):
     def encode_queries(self, ids: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[Any] | None:
         """``prefix + query + middle``, int32 [Q, R] and [Q] -> `StateBatch.queries` [Q, R, H], in the backend's own type.
 
-        None where nothing is gained: the backend reads ``query_ids`` itself. Raises EngineError.
+        None where the backend does not give them: it reads ``query_ids`` itself. Raises EngineError.
         """
         ...
 

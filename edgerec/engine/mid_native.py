@@ -48,6 +48,8 @@ class MidNativeEngine(MidRunner):
             raise self._file.other_student("item states")
         if encoder.sides != (self._layout.item_start, self._layout.query_type, student.get("item_type")):
             raise self._file.other_student("the places or types of tokens")
+        if encoder.hidden != self._hidden:
+            raise self._file.other_student("hidden sizes")
 
     def encode_items(self, ids: Ints, lengths: Ints) -> tuple[NDArray[Any], NDArray[np.float32]]:
         """See `edgerec.engine.MidEngine`; zeros behind an item's end."""
@@ -69,6 +71,16 @@ class MidNativeEngine(MidRunner):
         ids[~own] = np.tile(suffix, len(lengths))
         values, scales = self._encode_rows(ids, ends[:-1], lengths)
         return ItemStates(values.reshape(len(ids), self._spec.numbers), scales.reshape(len(ids), self._spec.scales), ends)
+
+    def encode_queries(self, ids: Ints, lengths: Ints) -> NDArray[np.float32]:
+        """See `edgerec.engine.QueryEngine`; zeros behind a query's end. For retrieval: `run_states` computes them itself."""
+        self._check_tokens("query_ids", ids, lengths, self._layout.item_start)
+        encoder = self._file.encoder()
+        rows = np.zeros((*ids.shape, self._hidden), np.float32)
+        with engine_errors():
+            for query, length in enumerate(lengths.tolist()):
+                rows[query, :length] = encoder.query_rows(np.ascontiguousarray(ids[query, :length]))
+        return rows
 
     def run_ragged_states(
         self, batch: RaggedStateBatch, *, deadline_ns: int = 0, done: NDArray[np.bool_] | None = None

@@ -137,6 +137,7 @@ static void test_logits(int weights, int features, int state_kind, int width)
     shop s = open_shop(weights, features, state_kind, width);
     edr_pool *pool = edr_pool_new(WORKERS);
     float *together = exact_room(CANDIDATES * 4), *threads = exact_room(CANDIDATES * 4), scalar[CANDIDATES], one[1];
+    float *asked_rows = exact_room(7 * HIDDEN * 4), scalar_rows[7 * HIDDEN];
     int64_t at = -7;
     CHECK(encode(&s, &s.items, EDR_ISA_SCALAR, NULL, s.values, s.scales, &at) == EDR_OK);
     for (int isa = 0; isa < EDR_ISA_COUNT; isa++) {
@@ -162,7 +163,17 @@ static void test_logits(int weights, int features, int state_kind, int width)
             spread = fmax(spread, fabs(together[i] - together[0]));
         }
         CHECK(off < (weights == FLOATS ? 2e-5 : 0.03) && spread > 0.1);
+        memset(s.rooms[0], 0xFF, (size_t)s.room_size);
+        CHECK(edr_query_rows(&s.m, s.query, 7, isa, s.rooms[0], s.room_size, asked_rows) == EDR_OK);
+        if (isa == EDR_ISA_SCALAR) memcpy(scalar_rows, asked_rows, sizeof scalar_rows);
+        off = spread = 0;
+        for (int64_t i = 0; i < 7 * HIDDEN; i++) {
+            off = fmax(off, fabs(asked_rows[i] - scalar_rows[i]));
+            spread = fmax(spread, fabs(asked_rows[i] - asked_rows[0]));
+        }
+        CHECK(off < (weights == FLOATS ? 2e-5 : 0.2) && spread > 0.5);
     }
+    free(asked_rows);
     free(together);
     free(threads);
     edr_pool_free(pool);
@@ -291,6 +302,22 @@ static void test_refusals(void)
     CHECK(edr_encode_all(&s.m, &s.items, 0, NULL, 0, rooms, size - 1, s.values, s.scales, &at) == EDR_E_SPACE);
     CHECK(edr_encode_all(&s.m, &s.items, 0, NULL, 0, rooms, size, s.values, NULL, &at) == EDR_E_NULL);
     CHECK(edr_encode_all(&s.m, &s.items, 0, NULL, 0, rooms, size, NULL, s.scales, &at) == EDR_E_NULL);
+    float *asked_rows = exact_room(ITEM_START * HIDDEN * 4);
+    const int64_t asked = s.in.query_size;
+    CHECK(edr_query_rows(&cross, s.query, asked, 0, rooms[0], size, asked_rows) == EDR_E_VALUE);
+    CHECK(edr_query_rows(&s.m, s.query, 0, 0, rooms[0], size, asked_rows) == EDR_E_SPACE);
+    CHECK(edr_query_rows(&s.m, s.query, ITEM_START + 1, 0, rooms[0], size, asked_rows) == EDR_E_SPACE);
+    s.query[2] = VOCAB;
+    CHECK(edr_query_rows(&s.m, s.query, asked, 0, rooms[0], size, asked_rows) == EDR_E_VALUE);
+    s.query[2] = token;
+    CHECK(edr_query_rows(&s.m, s.query, asked, 0, rooms[0], size - 1, asked_rows) == EDR_E_SPACE);
+    CHECK(edr_query_rows(&s.m, s.query, asked, 99, rooms[0], size, asked_rows) == EDR_E_ISA);
+    CHECK(edr_query_rows(&s.m, s.query, asked, 0, NULL, size, asked_rows) == EDR_E_NULL);
+    CHECK(edr_query_rows(&s.m, s.query, asked, 0, rooms[0], size, NULL) == EDR_E_NULL);
+    CHECK(edr_query_rows(&s.m, NULL, asked, 0, rooms[0], size, asked_rows) == EDR_E_NULL);
+    CHECK(edr_query_rows(NULL, s.query, asked, 0, rooms[0], size, asked_rows) == EDR_E_NULL);
+    CHECK(untouched(asked_rows, ITEM_START * HIDDEN * 4));
+    free(asked_rows);
     s.in.rows = 0;
     CHECK(edr_rank_all(&s.m, &s.in, 0, NULL, 0, rooms, size, 0, logits, NULL, &at) == EDR_OK);
     CHECK(untouched(logits, CANDIDATES * 4) && memcmp(states, s.values, s.values_size) == 0);

@@ -21,7 +21,7 @@ from edgerec._native import Encoder
 from edgerec.builder import build_engine
 from edgerec.builder.contract import read_export
 from edgerec.builder.native import native_engine
-from edgerec.engine import MidEngine, RaggedMidEngine, open_engine
+from edgerec.engine import MidEngine, QueryEngine, RaggedMidEngine, open_engine
 from edgerec.engine.mid_native import MidNativeEngine
 from edgerec.errors import BuildError, BundleError, EngineError, InputError
 from edgerec.states import ItemStates
@@ -93,6 +93,24 @@ def test_logits_are_near_those_of_the_reference(root: Path, precision: str) -> N
         np.testing.assert_allclose(off, 0, atol=2e-5)
     else:  # that the right weights meet the right numbers is what this sees
         assert 0 < np.sqrt(np.mean(off**2)) < 0.1 * np.std(expected)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_query_rows_are_those_of_the_reference_and_the_same_bits_in_company(root: Path, precision: str) -> None:
+    reference, engine = open_engine(root / "reference"), opened(root / precision, 2)
+    assert isinstance(reference, QueryEngine)
+    assert isinstance(engine, QueryEngine)
+    ids, lengths = np.array([[2, 40, 50, 60, 3], [2, 7, 3, 0, 0]], np.int32), np.array([5, 3], np.int32)
+    expected, found = reference.encode_queries(ids, lengths), engine.encode_queries(ids, lengths)
+    assert expected is not None
+    for row, length in enumerate(lengths):
+        off = found[row, :length] - expected[row, :length]
+        assert np.abs(off).max() < (2e-5 if precision == "fp32" else 0.1 * np.std(expected[row, :length]) + 0.1)
+        assert not found[row, length:].any()
+        np.testing.assert_array_equal(engine.encode_queries(ids[row : row + 1, :length], lengths[row : row + 1])[0], found[row, :length])
+    assert engine.encode_queries(ids[:0], lengths[:0]).shape == (0, 5, found.shape[2])
+    with pytest.raises(EngineError, match="batch: query: "):
+        engine.encode_queries(ids, np.array([5, 0], np.int32))
 
 
 def test_states_are_those_of_the_reference(root: Path) -> None:

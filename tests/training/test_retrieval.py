@@ -30,20 +30,20 @@ SETTINGS = RetrievalSettings(width=8, spans=40, epochs=60, batch=32, learning_ra
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``shop``, ``student``, ``with-head``, ``export``, ``ort``, ``reference``, ``catalog``."""
+    """``shop``, ``student``, ``with-head``, ``export``, ``ort``, ``native``, ``reference``, ``catalog``."""
     root = tmp_path_factory.mktemp("retrieval")
     shop = write_shop(root / "shop")
     write_mid_student(root / "student", shop, **NARROW)  # type: ignore[arg-type]
     add_retrieval(root / "student", root / "with-head", data=[shop], settings=SETTINGS)
     export_student(root / "with-head", root / "export", data=[shop])
-    for backend in ("ort", "reference"):
+    for backend in ("ort", "native", "reference"):
         build_engine(root / "export", root / backend, backend=backend, gate={"ndcg_drop": 1.0})
     items = [*load_dataset(shop).items.values(), Item("empty", ""), Item("long", "red wood chair with steel " * 20)]
     build_catalog(items, root / "ort", root / "catalog", threads=1)
     return root
 
 
-@pytest.fixture(scope="module", params=["ort", "reference"])
+@pytest.fixture(scope="module", params=["ort", "native", "reference"])
 def ranker(made: Path, request: pytest.FixtureRequest) -> Iterator[Ranker]:
     with Ranker.open(made / request.param, catalog=made / "catalog", threads=1) as opened:
         yield opened
