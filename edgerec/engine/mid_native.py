@@ -57,7 +57,7 @@ class MidNativeEngine(MidRunner):
         rows, width = ids.shape
         starts = np.arange(0, rows * width, width, dtype=np.int64) if rows else np.zeros(0, np.int64)
         values, scales = self._encode_rows(np.ascontiguousarray(ids).reshape(-1), starts, lengths.astype(np.int64))
-        return values.reshape(rows, width, -1), scales.reshape(rows, width, self._spec.scales)
+        return values.reshape(rows, width, self._spec.numbers), scales.reshape(rows, width, self._spec.scales)
 
     def encode_ragged(self, tokens: Ints, offsets: NDArray[np.int64]) -> ItemStates:
         """See `edgerec.engine.MidEngine`: all items in one call."""
