@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[1]
 C_TESTS = ROOT / "tests" / "csrc"
 
 
-def make(target: str, out: Path, rounds: int) -> dict[str, int]:
+def make(target: str, out: Path, rounds: int, *variables: str) -> dict[str, int]:
     """Run a target of tests/csrc/Makefile; the number of checks by program."""
     env = {key: value for key, value in os.environ.items() if key not in ("CFLAGS", "LDFLAGS", "LD_PRELOAD")}
-    command = ["make", "-j2", "-C", str(C_TESTS), target, f"OUT={out}", f"ROUNDS={rounds}"]
+    command = ["make", "-j2", "-C", str(C_TESTS), target, f"OUT={out}", f"ROUNDS={rounds}", *variables]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     programs = re.findall(r"^== (\w+)", done.stdout, re.MULTILINE)
@@ -47,7 +47,12 @@ def test_the_c_suite_passes_under_sanitizers(tmp_path: Path, record_property: Ca
 
 
 def test_the_threads_of_the_engine_race_for_nothing(tmp_path: Path) -> None:
-    assert set(make("tsan", tmp_path, 0)) == {"pool", "engine"}
+    assert set(make("tsan", tmp_path, 0, "TSAN=pool engine")) == {"pool", "engine"}
+
+
+@pytest.mark.slow
+def test_the_threads_of_mid_fusion_race_for_nothing(tmp_path: Path) -> None:
+    assert set(make("tsan", tmp_path, 0, "TSAN=items mid")) == {"items", "mid"}
 
 
 @pytest.mark.slow
