@@ -67,7 +67,7 @@ def main() -> None:
         rows = [row for count in CANDIDATES for row in timed(rankers, requests(dataset, count, options.seed), count, options.rounds)]
     quality = {one["name"]: one for one in json.loads((RESULTS / "ladder.json").read_text())["rows"]}
     for row in rows:
-        row["ndcg"] = quality.get(row["rung"] + INT8, {}).get("ndcg", float("nan"))
+        row["ndcg"] = quality.get(row["rung"] + INT8, {}).get("ndcg")
     print(table(rows))
     options.out.with_suffix(".svg").write_text(draw_svg(partial(plot, rows, quality["BM25"]["ndcg"])) + "\n", encoding="utf-8")
     report("edgerec-bench-frontier", machine, ("numpy",), {"threads": options.threads, "rounds": options.rounds, "rows": rows}, options.out)
@@ -154,12 +154,9 @@ def timed(rankers: dict[str, Ranker], asked: list[Request], count: int, rounds: 
 
 def plot(rows: list[dict[str, Any]], bm25: float, axes: Any) -> None:
     """nDCG against time, a line from 100 to 1,000 candidates for each rung whose quality is known."""
-    for rung, found in itertools.groupby(
-        sorted(rows, key=lambda row: (row["ndcg"], row["rung"], row["candidates"])), lambda row: row["rung"]
-    ):
-        points = [row for row in found if row["ndcg"] == row["ndcg"]]
-        if not points:
-            continue
+    known = sorted((row for row in rows if row["ndcg"] is not None), key=lambda row: (row["rung"], row["candidates"]))
+    for rung, found in itertools.groupby(known, lambda row: row["rung"]):
+        points = list(found)
         colour = COLOURS["teacher"] if "mid" in rung else COLOURS["bundle"]
         axes.plot([row["p50_ms"] for row in points], [row["ndcg"] for row in points], marker="o", color=colour)
         axes.annotate(
