@@ -60,7 +60,8 @@ class MidRunner:
 
     Parameters
     ----------
-    encode : ids int32 [U, T], lengths int32 [U] -> states float32 [U, T, G * W], not rounded.
+    encode : ids int32 [U, T], lengths int32 [U] -> states float32 [U, T, G * W], not rounded. None: the backend has an `encode_items` of
+        its own, which rounds too.
     rank : a `StateBatch` of at least one row -> logits float32 [B]. Its ``queries`` are there when there is an `ask`.
     ask : query tokens int32 [Q, R], lengths int32 [Q] -> what the layers that see the query alone make of them, [Q, R, H]; None: `rank`
         computes it.
@@ -70,7 +71,7 @@ class MidRunner:
         self,
         model: Mapping[str, Any],
         limits: Limits,
-        encode: Encode,
+        encode: Encode | None,
         rank: Rank,
         *,
         backend: str,
@@ -87,6 +88,7 @@ class MidRunner:
 
     def encode_items(self, ids: Ints, lengths: Ints) -> tuple[NDArray[Any], NDArray[np.float32]]:
         """See `edgerec.engine.MidEngine`."""
+        assert self._encode is not None
         self._check_tokens("item_ids", ids, lengths, self._layout.item_tokens)
         if not len(ids):
             return self._spec.store(np.zeros((*ids.shape, self._spec.numbers), np.float32))

@@ -42,7 +42,7 @@ class MidNativeEngine(MidRunner):
 
     def __init__(self, root: Path, manifest: Manifest, model: Mapping[str, Any], limits: Limits, *, threads: int | None = None) -> None:
         self._file = EngineFile(root, manifest, limits, threads=threads)
-        super().__init__(model, limits, self._unrounded, self._rank, backend="native", precision=manifest.precision, close=self._file.close)
+        super().__init__(model, limits, None, self._rank, backend="native", precision=manifest.precision, close=self._file.close)
         encoder, spec, student = self._file.encoder(), self._spec, model["student"]
         if encoder.states != (spec.groups, spec.width, spec.precision):
             raise self._file.other_student("item states")
@@ -125,6 +125,3 @@ class MidNativeEngine(MidRunner):
         with engine_errors():
             encoder.encode(ids, starts, lengths, values, scales)
         return values, scales
-
-    def _unrounded(self, ids: Ints, lengths: Ints) -> NDArray[np.float32]:
-        raise NotImplementedError  # the C encoder rounds: `encode_items` does not come here
