@@ -48,7 +48,7 @@ class Retriever:
             raise InputError(f"there is no catalogue with vectors; {_NEEDED}")
         rows = self._ask(query_tokens).queries
         if rows is None:
-            raise EngineError(f"backend {self._backend!r} does not give the query's rows; build the bundle with --backend ort")
+            raise EngineError(f"backend {self._backend!r} does not give the query's rows; build the bundle with --backend native or ort")
         values, scales = self._head.query_vectors(rows)
         found, scores = nearest(values[0], float(scales[0]), catalog.vectors, n, catalog.alive())
         return Candidates(tuple(catalog.names(found)), None, found, NOWHERE, (), catalog=catalog), scores
