@@ -3,8 +3,8 @@
     python benchmarks/bench_ladder.py --general homedepot --data crowdflower --teacher BASE [--teacher MORE] --work DIR [--only NAME ...]
 
 1. Teachers that were trained on the general data sets teach one student a rung there.
-2. For each fold of ``--data`` the first teacher learns the shop (recipe ``adapt-teacher``), and each rung's student learns on with it
-   (``adapt-student``). The other teachers stay as they came and are members of the ensemble that teaches.
+2. For each fold of ``--data`` every teacher learns the shop (recipe ``adapt-teacher``), and each rung's student learns on with them
+   (``adapt-student``).
 3. Each fold's dev queries are judged by the fold's models, in fp32 and as the int8 bundle that would be deployed.
 
 Retention is (student - random order) / (teacher - random order). What is in DIR already is not made again, so the bench can be broken off.
@@ -119,7 +119,7 @@ def main() -> None:
     if options.general_only:
         return
     folds = open_folds(options.data, options.work, options.folds, options.seed)
-    teachers = [shop_teacher(fold, options) for fold in folds]
+    teachers = [[shop_teacher(number, fold, options) for number in range(len(options.teacher))] for fold in folds]
     students = {
         name: [shop_student(name, general[name], fold, t, options) for fold, t in zip(folds, teachers, strict=True)] for name in names
     }
@@ -162,27 +162,27 @@ def general_student(name: str, options: argparse.Namespace) -> Path:
     return out
 
 
-def shop_teacher(fold: Path, options: argparse.Namespace) -> Path:
-    """The first teacher, after it has learnt the fold's shop."""
-    out: Path = options.work / f"teacher-{options.seed}-{fold.name}"
+def shop_teacher(number: int, fold: Path, options: argparse.Namespace) -> Path:
+    """One of the teachers, after it has learnt the fold's shop."""
+    out: Path = options.work / f"teacher-{options.seed}-{number}-{fold.name}"
     if not out.exists():
-        train_teacher([fold], str(options.teacher[0]), last(load_recipe(Path("adapt-teacher")), options), out, resume=True)
+        train_teacher([fold], str(options.teacher[number]), last(load_recipe(Path("adapt-teacher")), options), out, resume=True)
     return out
 
 
-def shop_student(name: str, general: Path, fold: Path, teacher: Path, options: argparse.Namespace) -> Path:
+def shop_student(name: str, general: Path, fold: Path, teachers: list[Path], options: argparse.Namespace) -> Path:
     """The rung's student, after it has learnt the fold's shop."""
     out: Path = options.work / f"{slug(name)}-{options.seed}-{fold.name}"
     if out.exists():
         return out
     rung = RUNGS[name]
     if name == "L6 with the shop's tokens":
-        whole, recipe = shop_student("L6", general, fold, teacher, options), last(load_recipe(Path(rung.recipe)), options)
+        whole, recipe = shop_student("L6", general, fold, teachers, options), last(load_recipe(Path(rung.recipe)), options)
         prune(whole, [fold], replace(recipe, prune=replace(recipe.prune, flops=1.0)), out)
         return out
     recipe, made = last(load_recipe(Path("adapt-student")), options), StudentScorer.load(general)
     settings = replace(recipe.student, init=str(general), features=made.features is not None, **rung.shop)
-    distill([teacher, *options.teacher[1:]], [fold], replace(recipe, student=settings), out, resume=True)
+    distill(teachers, [fold], replace(recipe, student=settings), out, resume=True)
     return out
 
 
@@ -196,11 +196,12 @@ def slug(name: str) -> str:
     return name.lower().translate(str.maketrans(" ", "-", ",'"))
 
 
-def judged(folds: list[Path], teachers: list[Path], students: dict[str, list[Path]], options: argparse.Namespace) -> dict[str, Outcome]:
+def judged(folds: list[Path], teachers: list[list[Path]], students: dict[str, list[Path]], options: argparse.Namespace) -> dict[str, Outcome]:
     """Every ranker over the folds."""
     found = {"BM25": judge(folds, [Bm25(load_dataset(fold)) for fold in folds])}
-    opened = [[Teacher.load(one) for one in (teacher, *options.teacher[1:])] for teacher in teachers]
-    found["teacher"] = judge(folds, [one[0] for one in opened])
+    opened = [[Teacher.load(one) for one in each] for each in teachers]
+    for number, folder in enumerate(options.teacher):
+        found[f"teacher {folder.name}"] = judge(folds, [one[number] for one in opened])
     if len(options.teacher) > 1:
         one_rung = next(iter(students.values()))
         found["ensemble"] = judge(folds, [Ensemble(t, s) for t, s in zip(opened, one_rung, strict=True)])
@@ -224,7 +225,7 @@ def int8(student: Path, fold: Path, stack: ExitStack) -> Scorer:
 
 def ladder_row(name: str, found: dict[str, Outcome], random: float, general: Path | None) -> dict[str, Any]:
     """The report's row."""
-    best = found["ensemble"] if "ensemble" in found else found["teacher"]
+    best = found.get("ensemble") or next(one for other, one in found.items() if other.startswith("teacher"))
     one = row(name, found[name], found["BM25"])
     one["retention"] = (one["ndcg"] - random) / (float(np.nanmean(best.ndcg)) - random)
     if name.endswith(INT8):

@@ -212,7 +212,7 @@ class Ranker:
         places, scores = top.finish()
         late = found.left_out(seen) if deadline.ns else []
         unscored = late[: wanted - len(places)]
-        note = getattr(self._engine, "note", "")
+        note = self.note
         result = RankedList(
             ids=tuple(map(found.ids.__getitem__, [*places.tolist(), *unscored])),
             scores=np.concatenate([scores, np.full(len(unscored), np.nan, np.float32)]) if unscored else scores,
@@ -289,6 +289,12 @@ class Ranker:
     def _nearest(self, query: str, n: int) -> tuple[Candidates, NDArray[np.float32]]:
         _check_request(query, None, None)
         return self._retriever.find(self._text.encode_query(query), n, self.newest())
+
+    @property
+    def note(self) -> str:
+        """Why another engine than the bundle's scores, as where a GPU failed; else empty. Every result repeats it."""
+        note: str = getattr(self._engine, "note", "")
+        return note
 
     def score_found(
         self,

@@ -62,7 +62,7 @@ class Cascade:
 
         Returns
         -------
-        `RankedList.reason` says what the second student did not score and why, beside what `Ranker.rank` says. A candidate that either
+        `RankedList.reason` says what the second student did not score and why, beside what `Ranker.rank` says of either. A candidate that either
         gives NaN is skipped. ``timings_us`` has ``second``, the second student's part of the stages, and ``model_version`` is both, joined
         by ``+``.
 
@@ -89,14 +89,16 @@ class Cascade:
         rest = np.concatenate([head[~asked], ranked[most:]])
         places = np.concatenate([head[both][best], rest, np.array(late, np.int64)])[:wanted].tolist()
         moved = on_scale(scores[head[both]], again[both], scores[rest])
+        told = _reason(found.count, len(late), len(head), int(asked.sum()), strangers, deadline.ms)
+        notes = [f"{which} model: {one.note}" for which, one in (("first", self.first), ("second", self.second)) if one.note]
         result = RankedList(
             ids=tuple(map(found.ids.__getitem__, places)),
             scores=np.concatenate([again[both][best], moved, np.full(len(late), np.nan, np.float32)])[:wanted],
             skipped=_skipped(found, np.flatnonzero(done & ~usable)),
             timings_us=clock.us,
             model_version=f"{self.first.manifest.model_version}+{self.second.manifest.model_version}",
-            degraded=bool(late) or not asked.all(),
-            reason=_reason(found.count, len(late), len(head), int(asked.sum()), strangers, deadline.ms),
+            degraded=bool(late or notes) or not asked.all(),
+            reason="; ".join(filter(None, (told, *notes))),
         )
         clock.lap("select")
         return result

@@ -38,7 +38,7 @@ class Stub:
 
     def __init__(self, scores: Mapping[str, float], version: str = "stub") -> None:
         self.scores, self.catalog = scores, SimpleNamespace(find=self._find)
-        self.manifest = SimpleNamespace(model_version=version)
+        self.manifest, self.note = SimpleNamespace(model_version=version), ""
         self.asked: list[str] = []
 
     def newest(self) -> SimpleNamespace:
@@ -67,6 +67,16 @@ def stubs(first: Sequence[float], second: Sequence[float], n: int) -> Cascade:
     names = [f"c{i}" for i in range(len(first))]
     one, two = (Stub(dict(zip(names, scores, strict=True)), version) for scores, version in ((first, "one"), (second, "two")))
     return Cascade(one, two, n=n)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("failed", ["first", "second"])
+def test_an_engine_that_stands_in_for_another_is_never_silent(failed: str) -> None:
+    cascade = stubs([3, 2, 1], [1, 2, 3], n=2)
+    assert not cascade.rank("q", ["c0", "c1", "c2"]).degraded
+    getattr(cascade, failed).note = "the CPU engine has taken over"
+    found = cascade.rank("q", ["c0", "c1", "c2"])
+    assert (found.degraded, found.reason) == (True, f"{failed} model: the CPU engine has taken over")
+    assert found.ids == ("c1", "c0", "c2")
 
 
 @given(
