@@ -74,6 +74,7 @@ RUNGS = {
     "L3 without unjudged pairs": Rung("student-l3", shop={"unlabelled_per_query": 0, "span_queries": 0}, like="L3"),
     "L3 without first-stage pairs": Rung("student-l3", shop={"unlabelled_per_query": 0}, like="L3"),
     "2 x 128": Rung("student-l2-128"),
+    "2 x 128, six times the pairs": Rung("student-l2-128", shop={"unlabelled_per_query": 60, "span_queries": 10_000}, like="2 x 128"),
     "2 x 128 without features": Rung("student-l2-128", BARE),
     "L6 mid": Rung("student-mid-l6"),
     "L6 mid, four layers alone": Rung("student-mid-l6", {"query_layers": 4}),
