@@ -197,7 +197,9 @@ def slug(name: str) -> str:
     return name.lower().translate(str.maketrans(" ", "-", ",'"))
 
 
-def judged(folds: list[Path], teachers: list[list[Path]], students: dict[str, list[Path]], options: argparse.Namespace) -> dict[str, Outcome]:
+def judged(
+    folds: list[Path], teachers: list[list[Path]], students: dict[str, list[Path]], options: argparse.Namespace
+) -> dict[str, Outcome]:
     """Every ranker over the folds."""
     found = {"BM25": judge(folds, [Bm25(load_dataset(fold)) for fold in folds])}
     opened = [[Teacher.load(one) for one in each] for each in teachers]

@@ -30,7 +30,8 @@ from rivals import Rival, Setup
 from rivals import fastembed as fastembed_rival
 from rivals import flashrank as flashrank_rival
 from rivals import sentence_transformers as sentence_transformers_rival
-from rivals.edgerec_bundle import Edgerec
+from rivals.edgerec_bundle import Edgerec, EdgerecBundle
+from rivals.openvino import OpenVino
 
 from edgerec.machine import describe_machine, installed_versions, utc_now
 from edgerec.metrics import kendall_tau
@@ -43,8 +44,13 @@ CONTESTANTS: tuple[Rival, ...] = (
     sentence_transformers_rival,
     flashrank_rival,
     fastembed_rival,
+    OpenVino("fp32"),
+    OpenVino("int8"),
 )
-PACKAGES = ("edgerec", "numpy", "torch", "transformers", "onnxruntime", "tokenizers", "sentence-transformers", "flashrank", "fastembed")
+PACKAGES = (
+    *("edgerec", "numpy", "torch", "transformers", "onnxruntime", "tokenizers"),
+    *("sentence-transformers", "flashrank", "fastembed", "openvino", "nncf"),
+)
 MAX_TOKENS = 64
 
 
@@ -60,6 +66,7 @@ def main() -> None:
         "TOKENIZERS_PARALLELISM": "true",
     }
     chosen = [rival for rival in CONTESTANTS if not options.only or rival.NAME in options.only]
+    chosen += [EdgerecBundle(folder) for folder in options.bundle]
     requests = real_requests(options.data, options.split, options.candidates, options.seed)
     with work_folder(options.work) as work:
         weights = options.weights or stand_in(options.stand_in, work / f"stand-in-{options.stand_in.name}", options.seed)
@@ -105,6 +112,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--calls", type=int, default=20, help="timed requests for each contestant in each round")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", metavar="NAME", help=f"repeatable; of: {', '.join(rival.NAME for rival in CONTESTANTS)}")
+    parser.add_argument(
+        "--bundle", type=Path, action="append", default=[], help="a bundle of other weights, to be timed beside; repeatable"
+    )
     parser.add_argument("--work", type=Path, help="keep what was prepared here, and use it again next time")
     parser.add_argument("--out", type=Path, help="JSON result, e.g. benchmarks/results/rank.json")
     return parser.parse_args()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,12 +56,11 @@ class Edgerec:
 
     def load(self, setup: Setup) -> Opened:
         """The open ranker; threads: the cores this process may use, as the rivals' defaults."""
-        from edgerec.training.data import load_dataset
-
         from edgerec.ranker import Ranker
 
-        ids = {item.title: item.id for item in load_dataset(setup.data).items.values()} if self.catalog else {}
-        return Opened(Ranker.open(setup.work / "bundle", catalog=setup.work / "catalog" if self.catalog else None), ids)
+        if self.catalog:
+            return with_catalog(setup.work / "bundle", setup)
+        return Opened(Ranker.open(setup.work / "bundle"), {})
 
     def rank(self, model: Opened, query: str, titles: Sequence[str]) -> NDArray[np.float32]:
         """Logits of the candidates."""
@@ -69,3 +69,38 @@ class Edgerec:
         if self.catalog:
             return model.ranker.score(query, [model.ids[title] for title in titles])
         return model.ranker.score(query, [Item(str(place), title) for place, title in enumerate(titles)])
+
+
+class EdgerecBundle:
+    """A bundle of other weights, as a mid-fusion student's: its time stands beside the contestants', its order is its own."""
+
+    PACKAGE = "edgerec"
+
+    def __init__(self, bundle: Path) -> None:
+        self._bundle, self.NAME = bundle, f"edgerec {bundle.name}"
+
+    def prepare(self, setup: Setup) -> None:
+        """The catalogue."""
+        from edgerec.training.data import load_dataset
+
+        from edgerec.catalog import build_catalog
+
+        build_catalog(load_dataset(setup.data).items.values(), self._bundle, setup.work / "catalog")
+
+    def load(self, setup: Setup) -> Opened:
+        """The open ranker."""
+        return with_catalog(self._bundle, setup)
+
+    def rank(self, model: Opened, query: str, titles: Sequence[str]) -> NDArray[np.float32]:
+        """Logits of the candidates."""
+        return model.ranker.score(query, [model.ids[title] for title in titles])
+
+
+def with_catalog(bundle: Path, setup: Setup) -> Opened:
+    """A ranker over the contestant's catalogue, and the ids of the titles."""
+    from edgerec.training.data import load_dataset
+
+    from edgerec.ranker import Ranker
+
+    ids = {item.title: item.id for item in load_dataset(setup.data).items.values()}
+    return Opened(Ranker.open(bundle, catalog=setup.work / "catalog"), ids)
