@@ -51,6 +51,8 @@ PARTS = {
     "edgerec.manifest": "edgerec.bundle",
     "edgerec.vectors": "edgerec.states",  # the second thing kept of an item for a mid-fusion student
     "edgerec.segment": "edgerec.catalog",
+    "edgerec.crew": "edgerec.catalog",  # who works on its build; bulk scoring hires them too
+    "edgerec.crew_ray": "edgerec.catalog",
     "edgerec.machine": "edgerec.bench",  # what a measurement was taken on
     "edgerec.__main__": "edgerec.cli",
 }
@@ -73,7 +75,7 @@ THIRD_PARTY = {
     "edgerec.errors": set(),
     "edgerec.text": NUMERIC | {"tokenizers"},
     "edgerec.engine.ort": NUMERIC | {"onnxruntime"},
-    "edgerec.catalog_ray": NUMERIC | {"ray"},
+    "edgerec.crew_ray": NUMERIC | {"ray"},
     "edgerec.builder": NUMERIC | {"tokenizers", "onnx", "onnxruntime"},
     "edgerec.training": TRAINING,
     "edgerec.training.export": TRAINING | {"onnxruntime"},  # the exported graph is run beside torch before it is written
