@@ -37,6 +37,7 @@ LAYERS = {
     "edgerec.builder": 5,
     "edgerec.training": 5,
     "edgerec.bench": 5,
+    "edgerec.score": 5,
     "edgerec.triton": 5,
     "edgerec.cli": 6,
     "edgerec": 7,
