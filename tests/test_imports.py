@@ -77,6 +77,7 @@ THIRD_PARTY = {
     "edgerec.text": NUMERIC | {"tokenizers"},
     "edgerec.engine.ort": NUMERIC | {"onnxruntime"},
     "edgerec.crew_ray": NUMERIC | {"ray"},
+    "edgerec.triton_graph": NUMERIC | {"onnx"},
     "edgerec.builder": NUMERIC | {"tokenizers", "onnx", "onnxruntime"},
     "edgerec.training": TRAINING,
     "edgerec.training.export": TRAINING | {"onnxruntime"},  # the exported graph is run beside torch before it is written
