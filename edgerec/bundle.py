@@ -82,6 +82,13 @@ def read_json(path: str | os.PathLike[str], manifest: Manifest, name: str) -> An
     return parse_json(read_file(path, manifest, name), f"{path}: {name}")
 
 
+def bundle_files(path: str | os.PathLike[str]) -> dict[str, bytes]:
+    """Every file of a bundle by its name, verified, the manifest too: to be laid down elsewhere. Raises BundleError."""
+    root = Path(path)
+    manifest = read_manifest(root)
+    return {name: read_file(root, manifest, name) for name in manifest.files} | {MANIFEST: (root / MANIFEST).read_bytes()}
+
+
 def verify_bundle(path: str | os.PathLike[str]) -> Manifest:
     """Check the whole bundle: every size and hash, no file too many, and that ``content_id`` is that of the files.
 

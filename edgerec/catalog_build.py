@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from .catalog_columns import Columns, count_items, hash_ids, write_segment
 from .catalog_encoder import ItemEncoder
 from .catalog_info import CatalogInfo, sync_folder, write_info
 from .catalog_snapshot import Catalog
-from .catalog_workers import Crew, encode_here, encode_in_processes
+from .crew import Crew, check_crew, work_elsewhere, work_here
 from .errors import BundleError, InputError
 from .types import Item
 
@@ -63,8 +63,7 @@ def build_catalog(
     EngineError : the engine that encodes items cannot be loaded on this machine, or fails; a worker died, or there is no cluster.
     MissingExtraError : `engine` is ``ray``, and ray is not installed.
     """
-    if workers < 1 or engine not in ("local", "ray"):
-        raise InputError(f"workers is {workers} and engine {engine!r:.80}; expected at least 1, and 'local' or 'ray'")
+    check_crew(workers, engine)
     target = Path(catalog)
     with ItemEncoder(bundle, threads=threads) as encoder:
         old = None if previous is None else _open_previous(previous, encoder)
@@ -99,26 +98,25 @@ def build_catalog(
 
 def _crew(
     encoder: ItemEncoder, bundle: str | os.PathLike[str], engine: str, workers: int, threads: int | None
-) -> AbstractContextManager[Crew]:
-    if engine == "ray":
-        from .catalog_ray import encode_on_ray
+) -> AbstractContextManager[Crew[Sequence[Item], Columns]]:
+    if engine == "local" and workers == 1:
+        return work_here(encoder.compute)
+    opener = partial(_open_encoder, threads=threads or 1)
+    return work_elsewhere(opener, Path(bundle), engine=engine, workers=workers, threads=threads or 1, what="encode items")
 
-        return encode_on_ray(bundle, threads or 1)
-    return encode_here(encoder) if workers == 1 else encode_in_processes(bundle, workers, threads or 1)
+
+def _open_encoder(bundle: Path, *, threads: int) -> Callable[[Sequence[Item]], Columns]:
+    return ItemEncoder(bundle, threads=threads).compute
 
 
-def _write_chunks(chunks: Iterable[Chunk], crew: Crew, progress: Callable[[int], None] | None) -> Iterator[ChunkFile]:
+def _write_chunks(
+    chunks: Iterable[Chunk], crew: Crew[Sequence[Item], Columns], progress: Callable[[int], None] | None
+) -> Iterator[ChunkFile]:
     """Make the files that are not there yet; yields all, in order."""
-    waiting: deque[tuple[Chunk, Callable[[], Columns] | None]] = deque()
-    source, done = iter(chunks), 0
-    while True:
-        while len(waiting) < crew.ahead and (chunk := next(source, None)) is not None:
-            waiting.append((chunk, crew.submit(chunk.missing) if chunk.missing else None))
-        if not waiting:
-            return
-        chunk, result = waiting.popleft()
+    done = 0
+    for chunk, computed in crew.map((chunk, chunk.missing or None) for chunk in chunks):
         if not chunk.done:
-            chunk.write(result() if result else None)
+            chunk.write(computed)
         done += chunk.items
         if progress is not None:
             progress(done)

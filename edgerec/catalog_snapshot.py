@@ -82,6 +82,10 @@ class Catalog:
                 folder.latest = _load(folder, folder.latest)
             return folder.latest  # type: ignore[return-value]
 
+    def pin(self) -> Catalog:
+        """This generation for good: `refresh` of what is returned gives itself, whatever a writer publishes."""
+        return Catalog(self.info, self.segments, _Folder(self._folder.root), self._stamp)
+
     def __len__(self) -> int:
         return self.info.items
 

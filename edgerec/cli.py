@@ -14,6 +14,7 @@ from . import __version__
 from .cli_data import data
 from .cli_gpu import export_triton
 from .cli_output import as_json, show
+from .cli_score import score
 from .cli_serve import bench, build_catalog, build_engine, inspect, rank, verify
 from .cli_train import add_retrieval, distill, evaluate, export, prune, train
 from .errors import EdgerecError
@@ -103,6 +104,7 @@ COMMANDS = (
     build_engine,
     build_catalog,
     rank,
+    score,
     evaluate,
     bench,
     inspect,

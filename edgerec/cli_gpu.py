@@ -92,17 +92,20 @@ def explain_plans(bundle: Path, manifest: Manifest) -> dict[str, Any]:
 @click.command("export-triton")
 @click.argument("bundle", type=EXISTING_FOLDER)
 @click.argument("repository", type=NEW_FOLDER)
-@click.option("--name", default="", help="Name of the model in Triton.  [default: the student's]")
-@click.option("--max-batch", default=128, show_default=True, type=click.IntRange(1, 4096), help="Rows in one execution.")
+@click.option("--name", default="", help="Name of the ensemble in Triton.  [default: the student's]")
+@click.option(
+    "--max-batch", default=128, show_default=True, type=click.IntRange(1, 4096), help="Rows in one execution, and candidates in a request."
+)
 @click.option("--instances", default=1, show_default=True, type=click.IntRange(1, 64), help="Executions at once.")
 @click.option(
     "--queue-delay-us", default=500, show_default=True, type=click.IntRange(1, 10**6), help="How long a request may wait for others."
 )
 @as_json
 def export_triton(bundle: Path, repository: Path, name: str, max_batch: int, instances: int, queue_delay_us: int, as_json: bool) -> None:
-    """Add the model of a BUNDLE (built for ort or tensorrt) to a Triton model REPOSITORY.
+    """Add the model of a BUNDLE (built for ort or tensorrt) to a Triton model REPOSITORY, as an ensemble without Python.
 
-    Triton gets token ids, not text: tokenizer and layout lie beside the model, in NAME/edgerec.
+    A request is a query's candidates and top_k; the answer has logits, relevance and the best places. Triton gets token ids, not text:
+    tokenizer and layout lie beside the ensemble, in NAME/edgerec. NAME-model takes rows of any requests.
 
     \b
     Example:

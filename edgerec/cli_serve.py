@@ -296,19 +296,9 @@ def _read_candidates(lines: TextIO) -> list[str | Item]:
 
 
 def _read_user(text: str | None) -> UserProfile | None:
-    from .types import UserProfile
+    from .score_input import user_from_record
 
-    if text is None:
-        return None
-    fields = _object(text, "--user")
-    unknown = sorted(set(fields) - {"id", "brands", "categories"})
-    if unknown:
-        raise InputError(f"--user: unknown keys {unknown}; expected id, brands, categories")
-    for name in ("brands", "categories"):
-        weights = fields.get(name, {})
-        if not isinstance(weights, dict) or not all(isinstance(w, (int, float)) for w in weights.values()):
-            raise InputError(f"--user: {name} is {weights!r}; expected an object of numbers")
-    return UserProfile(id=str(fields.get("id", "")), brands=fields.get("brands", {}), categories=fields.get("categories", {}))
+    return None if text is None else user_from_record(_object(text, "--user"), "--user")
 
 
 def _read_context(pairs: tuple[str, ...]) -> Mapping[str, str] | None:

@@ -1,10 +1,9 @@
 """A Triton model repository made of a bundle, for teams that want the ranker behind Triton Inference Server.
 
-The graph goes to Triton's ONNX Runtime backend, whose shapes are free: of a TensorRT bundle the typed graph, on the GPU, with TensorRT as
-accelerator. Its plans stay behind: each runs whole buckets only, and Triton's batcher makes batches of any size. Text is not handled by
-Triton: the caller sends token ids, and finds tokenizer and layout beside the model.
-
-Source: the protobuf schema of Triton's model configuration (model_config.proto), https://github.com/triton-inference-server/common.
+An ensemble without Python: the bundle's graph, and a small one after it that selects. Graphs go to Triton's ONNX Runtime backend, whose
+shapes are free: of a TensorRT bundle the typed graph, on the GPU, with TensorRT as accelerator. Its plans stay behind: each runs whole
+buckets only, and Triton's batcher makes batches of any size. Text is not handled by Triton: the caller sends token ids, and finds tokenizer
+and layout beside the ensemble.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,18 @@ from numpy.typing import NDArray
 
 from .bundle import read_file, read_json, verify_bundle
 from .engine.probe import PROBE, batch_from, read_arrays
-from .errors import BundleError, InputError
-from .manifest import Manifest, is_plain_name
+from .errors import BundleError, InputError, MissingExtraError
+from .manifest import QUERY_ENGINE_FILE, Manifest, is_plain_name
+from .states import PRECISIONS, StateSpec
+from .triton_config import MODEL_FILE, Model, Tensor, ensemble, pbtxt
+from .types import Batch
 
-GRAPHS: Mapping[str, str] = {"ort": "engine.onnx", "tensorrt": "tensorrt.onnx"}
-"""By backend of the bundle: the graph that Triton serves."""
-_TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32"}
-
-
-class Word(str):
-    """A name of the schema's enums, written without quotes."""
+CROSS: Mapping[str, str] = {"ort": "engine.onnx", "tensorrt": "tensorrt.onnx"}
+MID: Mapping[str, str] = {"ort": "engine.onnx"}
+"""By backend of the bundle: the graph that gives logits."""
+OUTPUTS = ("logits", "relevance", "top_places", "top_scores")
+WARM_ROWS = 4
+"""Candidates of the warm-up of a model without batches."""
 
 
 def export_triton(
@@ -43,31 +44,40 @@ def export_triton(
     instances: int = 1,
     queue_delay_us: int = 500,
 ) -> Path:
-    """Write ``REPOSITORY/NAME``: ``config.pbtxt``, ``1/model.onnx``, warm-up samples, and what a caller needs to encode text.
+    """Write the ensemble ``REPOSITORY/NAME`` and what it runs: ``NAME-model``, ``NAME-top`` and, of a mid-fusion student, ``NAME-query``.
+
+    A request of the ensemble is a query with its candidates: what `Ranker.rank` gives the engine, and ``top_k``. It gives ``logits``,
+    ``relevance`` (their sigmoid: the grade to expect, from 0 to 1, of a student that was trained with ``bce``), and ``top_places`` and
+    ``top_scores`` of the best.
 
     Parameters
     ----------
-    bundle : built for ``ort`` or ``tensorrt``, of a cross student.
-    name : of the model in Triton; empty: the student's.
-    max_batch : rows in one execution; Triton joins waiting requests of equal length up to it.
+    bundle : built for ``ort``; of a cross student, for ``tensorrt`` too.
+    name : of the ensemble in Triton; empty: the student's.
+    max_batch : of a cross student: rows in one execution, and the most candidates of a request. Triton joins waiting requests of equal
+        length. A request of a mid-fusion student is an execution: its rows share a query.
     instances : executions at once.
     queue_delay_us : microseconds that a request may wait for others.
 
     Returns
     -------
-    The model's folder.
+    The ensemble's folder.
 
     Raises
     ------
-    BundleError : the bundle is damaged. InputError : it has no graph for Triton, a value is out of range, or the folder exists.
+    BundleError : the bundle is damaged. InputError : it has no graph for Triton, a value is out of range, or a folder exists.
+    MissingExtraError : onnx is not installed.
     """
     root = Path(bundle)
     manifest = verify_bundle(root)
     model = read_json(root, manifest, "model.json")
-    if manifest.backend not in GRAPHS or model.get("states") is not None:
-        kind = "mid-fusion " if model.get("states") is not None else ""
+    states = StateSpec.from_model(model, f"{root}: model.json")
+    graphs = CROSS if states is None else MID
+    if manifest.backend not in graphs:
+        kind = "cross" if states is None else "mid-fusion"
         raise InputError(
-            f"{root} is a {kind}bundle for {manifest.backend}; Triton gets cross students built with --backend ort or tensorrt"
+            f"{root} is the bundle of a {kind} student for {manifest.backend}; Triton runs those built for {' or '.join(graphs)}: "
+            "build one with `edgerec build-engine EXPORT BUNDLE --backend ort`"
         )
     called = name or str(model["name"])
     if not is_plain_name(called):
@@ -75,96 +85,118 @@ def export_triton(
     for what, value, most in (("max_batch", max_batch, 4096), ("instances", instances, 64), ("queue_delay_us", queue_delay_us, 10**6)):
         if not 1 <= value <= most:
             raise InputError(f"{what} is {value}; expected 1 to {most}")
-    target = Path(repository) / called
-    if target.exists():
-        raise InputError(f"{target} exists; give another repository or name, or delete it")
-    samples = _samples(root, manifest)
-    files: dict[str, bytes] = {
-        "config.pbtxt": pbtxt(config(called, manifest, samples, max_batch, instances, queue_delay_us)).encode(),
-        f"1/{_MODEL}": read_file(root, manifest, GRAPHS[manifest.backend]),
-        **{f"warmup/{key}": value.tobytes() for key, value in samples.items()},
-        **{f"edgerec/{file}": read_file(root, manifest, file) for file in ("tokenizer.json", "model.json", "features.json")},
-        "edgerec/bundle.json": json.dumps({"model_version": manifest.model_version, "content_id": manifest.content_id}).encode(),
+    try:
+        from .triton_graph import inputs_of, top_graph
+    except ModuleNotFoundError as e:
+        raise MissingExtraError("onnx", "build") from e
+    graph, row = read_file(root, manifest, graphs[manifest.backend]), _first_row(root, manifest)
+    if states is None:
+        steps = [_cross(called, graph, row, max_batch, instances, queue_delay_us, gpu=manifest.backend == "tensorrt")]
+    else:
+        query = read_file(root, manifest, QUERY_ENGINE_FILE)
+        wanted = inputs_of(graph, f"{root}: {graphs[manifest.backend]}")
+        steps = _mid(called, query, graph, wanted, row, model, states, instances)
+    logits = steps[-1].whole()[1][0]
+    steps.append(_top(called, top_graph(len(logits.dims)), logits, instances))
+    beside = {f"edgerec/{file}": read_file(root, manifest, file) for file in ("tokenizer.json", "model.json", "features.json")}
+    identity = {"model_version": manifest.model_version, "content_id": manifest.content_id}
+    beside["edgerec/bundle.json"] = json.dumps(identity).encode()
+    folders: dict[str, dict[str, bytes]] = {step.name: _files(step, manifest.model_version) for step in steps}
+    config = pbtxt(ensemble(called, steps, OUTPUTS, manifest.model_version)).encode()
+    # An ensemble has no model of its own, but Triton wants a version.
+    folders[called] = {"config.pbtxt": config, "1/.keep": b"", **beside}
+    for folder in folders:
+        if (Path(repository) / folder).exists():
+            raise InputError(f"{Path(repository) / folder} exists; give another repository or name, or delete it")
+    for folder, files in folders.items():  # the ensemble last: it is there when what it runs is
+        _write(Path(repository) / folder, files)
+    return Path(repository) / called
+
+
+def _cross(name: str, graph: bytes, row: Batch, max_batch: int, instances: int, queue_delay_us: int, *, gpu: bool) -> Model:
+    tokens = ("input_ids", "attention_mask", "token_type_ids")
+    samples: dict[str, NDArray[Any]] = {key: getattr(row, key)[0] for key in tokens}
+    if row.feature_ids.shape[1]:
+        samples |= {"feature_ids": row.feature_ids[0], "feature_weights": row.feature_weights[0]}
+    return Model(
+        name=f"{name}-model",
+        graph=graph,
+        inputs=[Tensor(key, str(value.dtype), (-1 if key in tokens else len(value),)) for key, value in samples.items()],
+        outputs=[Tensor("logits", "float32", (1,), scalar=True)],
+        samples=samples,
+        max_batch=max_batch,
+        instances=instances,
+        queue_delay_us=queue_delay_us,
+        gpu=gpu,
+    )
+
+
+def _mid(
+    name: str,
+    query: bytes,
+    joint: bytes,
+    wanted: Mapping[str, Any],
+    row: Batch,
+    model: Mapping[str, Any],
+    states: StateSpec,
+    instances: int,
+) -> list[Model]:
+    """The layers that see the query alone, once a request; then the joint ones, for every candidate's states."""
+    asking = row.input_ids[:1, (row.token_type_ids[0] == model["text"]["query_type"]) & (row.attention_mask[0] == 1)]
+    tokens = row.input_ids.shape[1] - asking.shape[1]
+    asked = {"query_ids": asking, "query_lengths": np.array([asking.shape[1]], np.int32)}
+    samples: dict[str, NDArray[Any]] = {
+        **asked,
+        "query_index": np.zeros(WARM_ROWS, np.int32),
+        "states": np.zeros((WARM_ROWS, tokens, states.numbers), PRECISIONS[states.precision]),
+        "state_scales": np.zeros((WARM_ROWS, tokens, states.scales), np.float32),
+        "item_lengths": np.full(WARM_ROWS, tokens, np.int32),
+        "queries": np.zeros((1, asking.shape[1], int(model["student"]["hidden"])), np.float32),
+        "feature_ids": np.repeat(row.feature_ids, WARM_ROWS, axis=0),
+        "feature_weights": np.repeat(row.feature_weights, WARM_ROWS, axis=0),
     }
-    _write(target, files)
-    return target
+    dims = {"query_ids": (1, -1), "query_lengths": (1,), "query_index": (-1,), "item_lengths": (-1,)}
+    dims |= {"queries": (1, -1, samples["queries"].shape[2])}
+
+    def tensor(key: str) -> Tensor:
+        value = samples[key]
+        return Tensor(key, str(np.dtype(value.dtype)), dims.get(key, (*(-1,) * (value.ndim - 1), value.shape[-1])))
+
+    unknown = sorted(key for key, kind in wanted.items() if key not in samples or samples[key].dtype != kind)
+    if unknown:
+        raise BundleError(f"the graph of the joint layers takes {', '.join(unknown)}, not known or of another type; build the bundle again")
+    first = Model(f"{name}-query", query, [tensor(key) for key in asked], [tensor("queries")], asked, instances=instances)
+    given = {key: samples[key] for key in wanted}
+    second = Model(
+        f"{name}-model", joint, [tensor(key) for key in wanted], [Tensor("logits", "float32", (-1,))], given, instances=instances
+    )
+    return [first, second]
 
 
-_MODEL = "model.onnx"
+def _top(name: str, graph: bytes, logits: Tensor, instances: int) -> Model:
+    outputs = [Tensor("relevance", "float32", (-1,)), Tensor("top_places", "int64", (-1,)), Tensor("top_scores", "float32", (-1,))]
+    warm = np.zeros((WARM_ROWS, *logits.dims[1:]), np.float32)
+    samples: dict[str, NDArray[Any]] = {"logits": warm, "top_k": np.array([WARM_ROWS], np.int64)}
+    return Model(f"{name}-top", graph, [logits, Tensor("top_k", "int64", (1,))], outputs, samples, instances=instances)
 
 
-def config(
-    name: str, manifest: Manifest, samples: Mapping[str, NDArray[Any]], max_batch: int, instances: int, queue_delay_us: int
-) -> dict[str, Any]:
-    """``config.pbtxt`` as nested values; ``samples`` are the inputs of one row, by name, [T] or [F]."""
-    tokens = {"input_ids", "attention_mask", "token_type_ids"}
-    gpu = manifest.backend == "tensorrt"
-    inputs = [
-        {"name": key, "data_type": Word(_TYPES[str(value.dtype)]), "dims": [-1 if key in tokens else len(value)]}
-        for key, value in samples.items()
-    ]
-    message: dict[str, Any] = {
-        "name": name,
-        "backend": "onnxruntime",
-        "default_model_filename": _MODEL,
-        "max_batch_size": max_batch,
-        "input": inputs,
-        # One number a row: Triton knows no scalar, so it is a vector of one outside.
-        "output": [{"name": "logits", "data_type": Word("TYPE_FP32"), "dims": [1], "reshape": {"shape": []}}],
-        "instance_group": [{"count": instances, "kind": Word("KIND_GPU" if gpu else "KIND_CPU")}],
-        "dynamic_batching": {"preferred_batch_size": [max_batch], "max_queue_delay_microseconds": queue_delay_us},
-        "model_warmup": [_warmup(samples, rows) for rows in sorted({1, max_batch})],
-        "parameters": [{"key": "edgerec_model_version", "value": {"string_value": manifest.model_version}}],
-    }
-    if gpu:
-        message["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": [{"name": "tensorrt"}]}}
-    return message
-
-
-def pbtxt(message: Mapping[str, Any]) -> str:
-    """A message in protobuf's text format."""
-    return "\n".join(_lines(message, "")) + "\n"
-
-
-def _lines(message: Mapping[str, Any], indent: str) -> Iterator[str]:
-    for key, value in message.items():
-        if isinstance(value, list) and not (value and isinstance(value[0], dict)):
-            yield f"{indent}{key}: [{', '.join(map(_scalar, value))}]"
-            continue
-        for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, dict):
-                yield f"{indent}{key} {{"
-                yield from _lines(each, indent + "  ")
-                yield f"{indent}}}"
-            else:
-                yield f"{indent}{key}: {_scalar(each)}"
-
-
-def _scalar(value: object) -> str:
-    return value if isinstance(value, Word) else json.dumps(value)
-
-
-def _warmup(samples: Mapping[str, NDArray[Any]], rows: int) -> dict[str, Any]:
-    inputs = [
-        {"key": key, "value": {"data_type": Word(_TYPES[str(value.dtype)]), "dims": [len(value)], "input_data_file": key}}
-        for key, value in samples.items()
-    ]
-    return {"name": f"{rows} rows", "batch_size": rows, "inputs": inputs}
-
-
-def _samples(root: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
+def _first_row(root: Path, manifest: Manifest) -> Batch:
     """A real row, the first of the probe, without its padding."""
-    arrays = read_arrays(read_file(root, manifest, PROBE), f"{root}: {PROBE}")
-    batch = batch_from(arrays, f"{root}: {PROBE}")
+    batch = batch_from(read_arrays(read_file(root, manifest, PROBE), f"{root}: {PROBE}"), f"{root}: {PROBE}")
     if not batch.size:
         raise BundleError(f"{root}: {PROBE} has no row; build the bundle again")
     length = max(1, int(batch.attention_mask[0].sum()))
-    found: dict[str, NDArray[Any]] = {
-        key: np.ascontiguousarray(getattr(batch, key)[0, :length]) for key in ("input_ids", "attention_mask", "token_type_ids")
+    tokens = (batch.input_ids, batch.attention_mask, batch.token_type_ids)
+    ids, mask, types = (np.ascontiguousarray(values[:1, :length]) for values in tokens)
+    return Batch(ids, mask, types, batch.feature_ids[:1], batch.feature_weights[:1])
+
+
+def _files(model: Model, model_version: str) -> dict[str, bytes]:
+    return {
+        "config.pbtxt": pbtxt(model.config(model_version)).encode(),
+        f"1/{MODEL_FILE}": model.graph,
+        **{f"warmup/{key}": value.tobytes() for key, value in model.samples.items()},
     }
-    if batch.feature_ids.shape[1]:
-        found |= {"feature_ids": batch.feature_ids[0], "feature_weights": batch.feature_weights[0]}
-    return found
 
 
 def _write(target: Path, files: Mapping[str, bytes]) -> None:

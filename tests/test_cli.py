@@ -59,7 +59,7 @@ def served(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_commands_are_those_of_the_readme() -> None:
     names = {" ".join(words) for words in all_commands()}
-    serve = {"build-engine", "build-catalog", "rank", "bench", "inspect", "verify", "version", "export-triton"}
+    serve = {"build-engine", "build-catalog", "rank", "score", "bench", "inspect", "verify", "version", "export-triton"}
     train = {
         "data validate",
         "data import",
@@ -192,6 +192,34 @@ def test_rank_takes_ids_and_whole_items_from_stdin(served: Path, shop: Path) -> 
     assert {found["id"] for found in result["results"]} == {known, "fresh"}
     assert [skipped["id"] for skipped in result["skipped"]] == ["no-such-item"]
     assert result["timings_us"]["total"] > 0
+
+
+def test_score_writes_every_query_of_a_log_once(served: Path, shop: Path, tmp_path: Path) -> None:
+    words = ("score", served / "bundle", "--queries", shop, "--catalog", served / "catalog", "--workers", 1, "--part-queries", 5)
+    said = json.loads(ok(*words, "--first-stage", 4, "--top-k", 2, "--out", tmp_path / "bm25", "--json").stdout)
+    assert (said["queries"], said["parts"], said["skipped"]) == (12, 3, 0)
+    assert said["run"]["source"]["candidates"].startswith("BM25 ")
+    ids = [json.loads(line)["_id"] for line in (shop / "queries.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for path in sorted((tmp_path / "bm25").glob("part-*")) for line in path.read_text().splitlines()]
+    assert sorted(line["query_id"] for line in lines) == sorted(ids)
+    assert all(len(line["ids"]) <= 2 for line in lines)
+    lists = tmp_path / "lists.jsonl"
+    lists.write_text(json.dumps({"query_id": ids[0], "items": ["no-such-item"]}) + "\n", encoding="utf-8")
+    listed = (*words, "--candidates", lists, "--out", tmp_path / "listed")
+    assert "skipped: 1\n" in ok(*listed).stdout
+    again = run(*listed)
+    assert again.exit_code == 1
+    assert "exists" in again.stderr
+
+
+def test_score_takes_candidates_from_one_source(served: Path, shop: Path, tmp_path: Path) -> None:
+    words = ("score", served / "bundle", "--catalog", served / "catalog", "--out", tmp_path / "out", "--first-stage", 4)
+    both = run(*words, "--queries", shop, "--candidates", shop / "queries.jsonl")
+    assert both.exit_code == 2
+    assert "give one" in both.stderr
+    file = run(*words, "--queries", shop / "queries.jsonl")
+    assert file.exit_code == 1
+    assert "name the folder" in file.stderr
 
 
 def test_rank_uses_the_user(served: Path, shop: Path) -> None:

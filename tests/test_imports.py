@@ -37,6 +37,7 @@ LAYERS = {
     "edgerec.builder": 5,
     "edgerec.training": 5,
     "edgerec.bench": 5,
+    "edgerec.score": 5,
     "edgerec.triton": 5,
     "edgerec.cli": 6,
     "edgerec": 7,
@@ -51,6 +52,8 @@ PARTS = {
     "edgerec.manifest": "edgerec.bundle",
     "edgerec.vectors": "edgerec.states",  # the second thing kept of an item for a mid-fusion student
     "edgerec.segment": "edgerec.catalog",
+    "edgerec.crew": "edgerec.catalog",  # who works on its build; bulk scoring hires them too
+    "edgerec.crew_ray": "edgerec.catalog",
     "edgerec.machine": "edgerec.bench",  # what a measurement was taken on
     "edgerec.__main__": "edgerec.cli",
 }
@@ -73,7 +76,8 @@ THIRD_PARTY = {
     "edgerec.errors": set(),
     "edgerec.text": NUMERIC | {"tokenizers"},
     "edgerec.engine.ort": NUMERIC | {"onnxruntime"},
-    "edgerec.catalog_ray": NUMERIC | {"ray"},
+    "edgerec.crew_ray": NUMERIC | {"ray"},
+    "edgerec.triton_graph": NUMERIC | {"onnx"},
     "edgerec.builder": NUMERIC | {"tokenizers", "onnx", "onnxruntime"},
     "edgerec.training": TRAINING,
     "edgerec.training.export": TRAINING | {"onnxruntime"},  # the exported graph is run beside torch before it is written

@@ -1,4 +1,4 @@
-"""The same build on a Ray cluster: here one of this machine, started for the test.
+"""Building and bulk scoring on a Ray cluster: here one of this machine, started for the tests. The same as in one process.
 
 Needs the extra: ``pip install -c constraints.txt -e .[ray]``. Slow: the cluster takes tens of seconds to start.
 """
@@ -13,7 +13,9 @@ from fixtures_export import make_export
 from edgerec import Item, catalog_encoder
 from edgerec.builder import build_engine
 from edgerec.catalog import build_catalog
-from edgerec.errors import EngineError, InputError
+from edgerec.errors import BundleError, EngineError, InputError
+from edgerec.score import score_queries
+from edgerec.score_input import Request, Requests
 
 ray = pytest.importorskip("ray")
 pytestmark = [
@@ -53,6 +55,37 @@ def test_the_build_on_ray_makes_what_one_process_makes(cluster, bundle, tmp_path
         build_catalog([*ITEMS, Item("x", "lamp", price="cheap")], bundle, tmp_path / "wrong", engine="ray")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "ray"]
     assert ray.is_initialized()  # it was not ours to end
+
+
+def test_scores_on_ray_are_those_of_one_process(cluster, bundle, tmp_path):
+    build_catalog(ITEMS, bundle, tmp_path / "catalog")
+    asked = [Request(f"q{n}", f"lamp {n}", tuple(f"i{(n * m) % 25}" for m in range(9))) for n in range(7)]
+
+    def score(out, **options):
+        score_queries(Requests(asked), bundle, tmp_path / "catalog", tmp_path / out, part_queries=2, **options)
+        return {path.name: path.read_bytes() for path in (tmp_path / out).glob("part-*.jsonl")}
+
+    def stop(done):
+        if done == 4:
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        score("ray", engine="ray", progress=stop)
+    assert score("ray", engine="ray", resume=True) == score("here")
+    (tmp_path / "catalog" / "catalog.json").rename(tmp_path / "gone.json")
+    with pytest.raises(BundleError, match="cannot be read"):
+        score("nowhere", engine="ray")
+
+
+def test_a_machine_of_the_cluster_without_the_catalogue_says_so(cluster, bundle, tmp_path, monkeypatch):
+    build_catalog(ITEMS, bundle, tmp_path / "catalog")
+
+    def rows():  # read when the run has begun here, before a task opens the catalogue there
+        (tmp_path / "catalog").rename(tmp_path / "moved")
+        yield Request("q", "lamp", ("i1",))
+
+    with pytest.raises(BundleError, match="must lie at the same path on every machine that scores"):
+        score_queries(Requests(rows()), bundle, tmp_path / "catalog", tmp_path / "out", engine="ray")
 
 
 def test_without_a_cluster_the_error_says_how_to_start_one(bundle, tmp_path, monkeypatch):
