@@ -65,11 +65,13 @@ typedef enum edr_isa {
     EDR_ISA_AVX_VNNI = 5,     /* AVX2 with 8-bit dot products; compiled in by GCC from 11 on */
     EDR_ISA_NEON_DOTPROD = 6, /* 8-bit dot products of signed bytes; Linux, GCC from 10 or Clang from 16 on */
     EDR_ISA_NEON_I8MM = 7,    /* and of unsigned with signed ones; the same */
-    EDR_ISA_AVX512_BF16 = 8   /* AVX-512 VNNI, and products of bfloat16; compiled in by GCC from 10 on, and Clang */
+    EDR_ISA_AVX512_BF16 = 8,  /* AVX-512 VNNI, and products of bfloat16; compiled in by GCC from 10 on, and Clang */
+    EDR_ISA_AMX = 9           /* the same, and tiles of bytes and of bfloat16; Linux, GCC from 11 or Clang from 12 on */
 } edr_isa;
-#define EDR_ISA_COUNT 9
+#define EDR_ISA_COUNT 10
 
-/* 1 when the kernels were compiled in and this CPU (and operating system) runs them, else 0. */
+/* 1 when the kernels were compiled in and this CPU (and operating system) runs them, else 0. To know this of EDR_ISA_AMX it asks
+ * Linux to let this process use tiles; csrc/README.md, "AMX", says what that entails. */
 int edr_isa_supported(int isa);
 
 /* The fastest supported one. */

@@ -168,6 +168,7 @@ edr_status edr_score_until(const edr_model *model, const edr_inputs *in, int64_t
     if (!edr_isa_supported(isa)) return EDR_E_ISA;
     run z = {.w = {.m = model, .k = edr_engine_kernels_for(isa)}, .in = in};
     (void)lay_out(model, room, &z);
+    z.w.k->begin();
     z.shared = common_tokens(in, begin, end);
     if (z.shared != 0) {
         embed(&z, begin, 0, z.shared, z.common);
@@ -192,6 +193,7 @@ edr_status edr_score_until(const edr_model *model, const edr_inputs *in, int64_t
         edr_after_attention(&z.w, last, z.w.answer, z.w.first, row - chunk, &z.w.narrow);
         edr_finish(&z.w, &slots, chunk, row - chunk, logits);
     }
+    z.w.k->end();
     *scored = row - begin;
     for (; row < end; row++) logits[row] = NAN;
     return EDR_OK;

@@ -1,5 +1,5 @@
 /*
- * engine_kernels.c: the encoder's loops for scalar, AVX2, AVX-VNNI, AVX-512, AVX-512 VNNI, AVX-512 BF16 and NEON code.
+ * engine_kernels.c: the encoder's loops for scalar, AVX2, AVX-VNNI, AVX-512, AVX-512 VNNI, AVX-512 BF16, AMX and NEON code.
  *
  * The loops are written once, in kernels_float.h and kernels_product.h, and compiled here once per instruction set
  * through a function attribute; only the integer dot products are spelled out for each. Tile heights are the largest
@@ -35,11 +35,15 @@
 typedef void (*tiles)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t begin, int64_t end, float *out, int64_t ldo,
                       const int32_t *start);
 
-#define TABLE(NAME, FLOATS, BYTES, HALVES)                                                                                         \
+#define TABLE_OF_TASKS(NAME, FLOATS, BYTES, HALVES, BEGIN, END)                                                                    \
     static const edr_engine_kernels NAME = {product_f32_##FLOATS, product_u8_##BYTES, product_bf16_##HALVES, quantise_##FLOATS,    \
                                             round_bf16_##FLOATS,  normalise_##FLOATS, embed_##FLOATS,        attend_##FLOATS,      \
                                             attend_folded_##FLOATS, round_s8_##FLOATS, tanh_row_##FLOATS,    add_scaled_##FLOATS,  \
-                                            dot_##FLOATS,         gelu_row_##FLOATS,  exp_row_##FLOATS};
+                                            dot_##FLOATS,         BEGIN,              END,                   gelu_row_##FLOATS,    \
+                                            exp_row_##FLOATS};
+#define TABLE(NAME, FLOATS, BYTES, HALVES) TABLE_OF_TASKS(NAME, FLOATS, BYTES, HALVES, nothing, nothing)
+
+static void nothing(void) {}
 
 static inline float widen(uint16_t bf16)
 {
@@ -285,6 +289,10 @@ PAIRS(12)
 #include "kernels_product.h"
 
 TABLE(avx512_bf16_kernels, avx512bf16, avx512bf16, avx512bf16)
+
+#ifdef EDR_HAS_AMX
+#include "kernels_amx.h"
+#endif
 #endif
 #endif
 
@@ -302,6 +310,9 @@ const edr_engine_kernels *edr_engine_kernels_for(int isa)
 #endif
 #ifdef EDR_HAS_AVX512_BF16
     case EDR_ISA_AVX512_BF16: return &avx512_bf16_kernels;
+#endif
+#ifdef EDR_HAS_AMX
+    case EDR_ISA_AMX: return &amx_kernels;
 #endif
 #ifdef EDR_HAS_AVX_VNNI
     case EDR_ISA_AVX_VNNI: return &avxvnni_kernels;

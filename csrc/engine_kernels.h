@@ -15,12 +15,17 @@ enum {
 };
 
 /* The left side of a product: m rows of k numbers. For int8 weights a row is u8 with x = least + scale * u; bfloat16, the upper
- * half of a float32, is kept in a uint16. */
+ * half of a float32, is kept in a uint16. Of these two kinds EDR_OPERAND_BYTES can be read, whatever lies behind the m rows. */
 typedef struct edr_rows {
     const void *data;    /* float32, uint8 or bfloat16 [m, k] */
     const float *scale;  /* [m], int8 only */
     const float *least;  /* [m], int8 only */
 } edr_rows;
+
+#define EDR_ROUND16(n) (((n) + 15) / 16 * 16)
+
+/* Bytes of m rows, of `row` bytes each, up to whole tiles: to 16 rows, and to 64 bytes in the last of them. */
+#define EDR_OPERAND_BYTES(m, row) (EDR_ROUND16(m) * (row) + 64)
 
 /* Keys and values of one head, [t, s] each, rows ld apart. */
 typedef struct edr_keys {
@@ -64,13 +69,15 @@ typedef struct edr_engine_kernels {
     void (*tanh)(float *x, int64_t n);                                 /* in place */
     void (*add_scaled)(const float *x, float w, int64_t n, float *y); /* y = y + w x */
     float (*dot)(const float *x, const float *y, int64_t n);
+    /* Around the products of a task, by the thread that runs it: registers that the system keeps for those alone who use them. */
+    void (*begin)(void);
+    void (*end)(void);
     /* For tests: in place. */
     void (*gelu)(float *x, int64_t n);
     void (*exp)(float *x, int64_t n);
 } edr_engine_kernels;
 
 /* Keys transposed, and the scores of a few query rows; both with rows rounded up to whole vectors. */
-#define EDR_ROUND16(n) (((n) + 15) / 16 * 16)
 #define EDR_ATTENTION_ROWS 4
 #define EDR_ATTENTION_ROOM(t, s) (((s) + EDR_ATTENTION_ROWS) * EDR_ROUND16(t))
 #define EDR_FOLDED_ROOM(t, n) EDR_ATTENTION_ROOM(t, n)

@@ -15,6 +15,11 @@
 #define EDR_HAS_AVX512_BF16 1
 #endif
 
+/* Linux alone is asked for the use of tiles. */
+#if defined(__x86_64__) && defined(__linux__) && defined(EDR_HAS_AVX512_BF16) && (__GNUC__ >= 11 || (defined(__clang__) && __clang_major__ >= 12))
+#define EDR_HAS_AMX 1
+#endif
+
 /* Clang before 16 declares these intrinsics only where the whole file is compiled for them. */
 #if defined(__clang__)
 #define EDR_NEW_COMPILER (__clang_major__ >= 16)

@@ -1,4 +1,5 @@
 /* isa.c: which instruction sets this build and this CPU have. */
+#define _GNU_SOURCE /* for syscall */
 #include "internal.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -9,6 +10,35 @@
 
 /* Bits of what Linux says of the CPU; older headers lack their names. */
 enum { ASIMDDP = 1 << 20, I8MM = 1 << 13 };
+#endif
+
+#ifdef EDR_HAS_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Whether the CPU has tiles with products of bytes and of bfloat16, and the system saves both parts of their state. */
+static int has_tiles(void)
+{
+    enum { AVX = 1 << 28, OSXSAVE = 1 << 27, BF16 = 1 << 22, TILE = 1 << 24, INT8 = 1 << 25, TILE_STATE = 3 << 17 };
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & (unsigned)OSXSAVE) == 0 || (c & (unsigned)AVX) == 0) return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & BF16) == 0 || (d & TILE) == 0 || (d & INT8) == 0) return 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & TILE_STATE) == TILE_STATE;
+}
+
+/*
+ * Whether this process may use tiles: Linux (from 5.16 on) keeps their 8 KB for those alone that asked, and a thread that does not ask is
+ * killed at its first tile. One call answers for all threads, for good, and for forked children; asking again costs a tenth of a
+ * microsecond. It is refused by older systems, by a filter of system calls, and while any thread has an alternate signal stack
+ * that could not hold the larger state.
+ */
+static int may_use_tiles(void)
+{
+    enum { ASK = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, which older headers lack */
+    return syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
+}
 #endif
 
 int edr_isa_supported(int isa)
@@ -26,6 +56,9 @@ int edr_isa_supported(int isa)
 #ifdef EDR_HAS_AVX512_BF16
     case EDR_ISA_AVX512_BF16: return edr_isa_supported(EDR_ISA_AVX512_VNNI) && __builtin_cpu_supports("avx512bf16");
 #endif
+#ifdef EDR_HAS_AMX
+    case EDR_ISA_AMX: return edr_isa_supported(EDR_ISA_AVX512_BF16) && has_tiles() && may_use_tiles();
+#endif
 #ifdef EDR_HAS_AVX_VNNI
     case EDR_ISA_AVX_VNNI: return edr_isa_supported(EDR_ISA_AVX2) && __builtin_cpu_supports("avxvnni");
 #endif
@@ -42,8 +75,8 @@ int edr_isa_supported(int isa)
 
 int edr_isa_best(void)
 {
-    static const int order[] = {EDR_ISA_AVX512_BF16, EDR_ISA_AVX512_VNNI,  EDR_ISA_AVX512, EDR_ISA_AVX_VNNI, EDR_ISA_AVX2,
-                                EDR_ISA_NEON_I8MM,   EDR_ISA_NEON_DOTPROD, EDR_ISA_NEON,   EDR_ISA_SCALAR};
+    static const int order[] = {EDR_ISA_AMX,  EDR_ISA_AVX512_BF16, EDR_ISA_AVX512_VNNI,  EDR_ISA_AVX512, EDR_ISA_AVX_VNNI,
+                                EDR_ISA_AVX2, EDR_ISA_NEON_I8MM,   EDR_ISA_NEON_DOTPROD, EDR_ISA_NEON,   EDR_ISA_SCALAR};
     int i = 0;
     while (!edr_isa_supported(order[i])) i++;
     return order[i];
@@ -61,6 +94,7 @@ const char *edr_isa_name(int isa)
     case EDR_ISA_NEON_DOTPROD: return "neon_dotprod";
     case EDR_ISA_NEON_I8MM: return "neon_i8mm";
     case EDR_ISA_AVX512_BF16: return "avx512_bf16";
+    case EDR_ISA_AMX: return "amx";
     default: return NULL;
     }
 }

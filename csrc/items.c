@@ -101,11 +101,13 @@ void edr_encode_part(const edr_model *m, const edr_items *in, int64_t begin, int
 {
     run z = {.w = {.m = m, .k = edr_engine_kernels_for(isa)}, .in = in, .values = values, .scales = scales};
     (void)lay_out(m, room, &z);
+    z.w.k->begin();
     for (int64_t row = begin, next; row < end; row = next) {
         int64_t tokens = in->lengths[row];
         for (next = row + 1; next < end && tokens + in->lengths[next] <= EDR_BLOCK; next++) tokens += in->lengths[next];
         if (tokens > 0) encode_block(&z, row, next, tokens);
     }
+    z.w.k->end();
 }
 
 edr_status edr_items_check(const edr_model *m, const edr_items *in, int64_t *at)

@@ -10,7 +10,7 @@ edr_operand edr_take_operand(const edr_model *m, uint8_t *base, int64_t *used, i
 {
     edr_operand to = {NULL, NULL, NULL};
     if (!m->int8 && !m->bf16) return to;
-    to.u = edr_take(base, used, rows * n * edr_number_bytes(m));
+    to.u = edr_take(base, used, EDR_OPERAND_BYTES(rows, n * edr_number_bytes(m)));
     to.scale = edr_take(base, used, rows * 4);
     to.least = edr_take(base, used, rows * 4);
     return to;

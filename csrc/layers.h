@@ -61,7 +61,8 @@ int64_t edr_lay_out(const edr_model *m, uint8_t *base, edr_work *z);
 /* The float rows x [rows, n] as the left side of a layer's product. */
 edr_rows edr_left_side(const edr_work *z, const float *x, int64_t n, int64_t rows, const edr_operand *to);
 
-/* y = x W + b for `outputs` outputs of w from `first` on; out is [rows, outputs]. Both are multiples of EDR_PANEL. */
+/* y = x W + b for `outputs` outputs of w from `first` on; out is [rows, outputs]. Both are multiples of EDR_PANEL. As all that multiplies,
+ * between the kernels' begin and end. */
 void edr_product(const edr_work *z, const edr_linear *w, int64_t first, int64_t outputs, const edr_rows *x, int64_t rows, float *out, int then);
 
 /* x [H] of a token. */

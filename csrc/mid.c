@@ -73,10 +73,12 @@ const float *edr_read_query(const edr_model *m, const edr_ranking *in, int isa, 
     run z = {.w = {.m = m, .k = edr_engine_kernels_for(isa)}, .in = in};
     (void)lay_out(m, room, &z);
     const int64_t r = in->query_size;
+    z.w.k->begin();
     for (int64_t t = 0; t < r; t++) edr_embed(&z.w, in->query[t], m->mid.query_type, t, z.w.x + t * m->hidden);
     for (int64_t i = 0; i < m->mid.query_layers; i++) edr_whole_layer(&z.w, &m->layer[i], &r, 1, r, 0);
     memcpy(z.query_x, z.w.x, (size_t)(r * m->hidden) * sizeof(float));
     edr_qkv(&z.w, &m->layer[m->mid.query_layers], 0, z.w.x, r, z.query_qkv);
+    z.w.k->end();
     return z.query_x;
 }
 
@@ -307,6 +309,7 @@ int64_t edr_rank_part(const edr_model *m, const edr_ranking *in, int64_t begin, 
     const edr_layer *last = &m->layer[m->layers - 1];
     const int64_t most = edr_larger(1, EDR_BLOCK / in->query_size);
     int64_t row = begin, stop = begin;
+    z.w.k->begin();
     while (row == stop && row < end) { /* a chunk that was left early is the last */
         const int64_t chunk = row;
         stop = chunk + EDR_CHUNK < end ? chunk + EDR_CHUNK : end;
@@ -318,6 +321,7 @@ int64_t edr_rank_part(const edr_model *m, const edr_ranking *in, int64_t begin, 
         edr_after_attention(&z.w, last, z.w.answer, z.w.first, row - chunk, &z.w.narrow);
         edr_finish(&z.w, &slots, chunk, row - chunk, logits);
     }
+    z.w.k->end();
     const int64_t scored = row - begin;
     for (; row < end; row++) logits[row] = NAN;
     return scored;

@@ -151,7 +151,8 @@ static dots dots_for(int isa)
     case EDR_ISA_AVX2:
     case EDR_ISA_AVX512: return dots_avx2; /* AVX-512F alone has no products of 8 or 16 bits, and always AVX2 */
     case EDR_ISA_AVX512_VNNI:
-    case EDR_ISA_AVX512_BF16: return dots_avx512_vnni;
+    case EDR_ISA_AVX512_BF16:
+    case EDR_ISA_AMX: return dots_avx512_vnni;
 #endif
 #ifdef EDR_HAS_AVX_VNNI
     case EDR_ISA_AVX_VNNI: return dots_avx_vnni;

@@ -191,7 +191,8 @@ const edr_topk_kernels *edr_topk_kernels_for(int isa)
     case EDR_ISA_AVX_VNNI: return &avx2_kernels;
     case EDR_ISA_AVX512:
     case EDR_ISA_AVX512_VNNI:
-    case EDR_ISA_AVX512_BF16: return &avx512_kernels;
+    case EDR_ISA_AVX512_BF16:
+    case EDR_ISA_AMX: return &avx512_kernels;
 #endif
 #ifdef EDR_ARM
     case EDR_ISA_NEON:

@@ -23,7 +23,7 @@ _Mask: TypeAlias = NDArray[np.uint8] | NDArray[np.bool_]
 _Field: TypeAlias = tuple[_U64, _F32 | None, _I64 | None]
 
 def isa() -> str:
-    """The instruction set that kernels use: ``scalar``, ``avx2``, ``avx512`` or ``neon``."""
+    """The instruction set that kernels use, e.g. ``scalar``, ``avx512_vnni`` or ``amx``."""
 
 def isas() -> list[str]:
     """The instruction sets that this CPU and this build have."""

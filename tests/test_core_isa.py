@@ -13,7 +13,7 @@ import pytest
 from edgerec import InputError
 from edgerec._core import isa, isas, set_isa, topk
 
-NAMES = ["scalar", "avx2", "avx512", "neon", "avx512_vnni", "avx_vnni", "neon_dotprod", "neon_i8mm", "avx512_bf16"]
+NAMES = ["scalar", "avx2", "avx512", "neon", "avx512_vnni", "avx_vnni", "neon_dotprod", "neon_i8mm", "avx512_bf16", "amx"]
 
 # Prints the set in use and a digest of selections over inputs that reach every branch of the kernels.
 PROGRAM = """
@@ -30,12 +30,21 @@ for n in (1, 63, 64, 65, 1000, 5000, 70_000):
 print(isa(), digest.hexdigest())
 """
 
+# An alternate signal stack of 8 KB, on which the state of AMX tiles would not fit: Linux grants a process that has one no tiles.
+CRAMPED = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+room = ctypes.create_string_buffer(8192)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(room), 0, 8192)), None) == 0
+"""
 
-def run(name: str | None) -> subprocess.CompletedProcess[str]:
+
+def run(name: str | None, program: str = PROGRAM) -> subprocess.CompletedProcess[str]:
     env = {key: value for key, value in os.environ.items() if key != "EDGEREC_ISA"}
     if name is not None:
         env["EDGEREC_ISA"] = name
-    return subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +77,16 @@ def test_the_environment_variable_forces_a_set_or_fails_clearly(name: str, unfor
     else:
         assert done.returncode != 0
         assert f"InputError: instruction set '{name}' is not supported by this CPU or build; supported: scalar" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="AMX is asked for on Linux alone")
+def test_a_process_that_is_refused_tiles_takes_the_next_set_and_says_so_when_they_are_forced(unforced: list[str]) -> None:
+    refused = run(None, CRAMPED + PROGRAM)
+    assert refused.returncode == 0, refused.stderr
+    assert refused.stdout.split() == [next(name for name in (unforced[0], "avx512_bf16") if name != "amx"), unforced[1]]
+    forced = run("amx", CRAMPED + PROGRAM)
+    assert forced.returncode != 0
+    assert "InputError: instruction set 'amx' is not supported by this CPU or build; supported: scalar" in forced.stderr
 
 
 def test_an_unknown_name_in_the_environment_fails_clearly() -> None:

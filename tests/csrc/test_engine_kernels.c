@@ -2,49 +2,10 @@
  * Every instruction set of this machine against slow loops in double, on random shapes and with the bounds of the headers. */
 #define _DEFAULT_SOURCE
 #include <math.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "check.h"
 #include "engine_kernels.h"
-
-/*
- * The kernels' buffers: in one pass heap blocks of their very size, for AddressSanitizer; in another, because it does not see
- * the masked loads and stores of AVX2 and AVX-512, mappings that end with a page that nobody may touch.
- */
-enum { MOST_MAPPINGS = 16 };
-static struct { void *base, *room; size_t size; } mappings[MOST_MAPPINGS];
-static int guarded;
-
-static void *make_room(size_t size)
-{
-    if (!guarded) return exact_room(size);
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE), pages = (size + page - 1) / page * page + page;
-    int place = 0;
-    while (place < MOST_MAPPINGS && mappings[place].base != NULL) place++;
-    unsigned char *base = mmap(NULL, pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (place == MOST_MAPPINGS || base == MAP_FAILED || mprotect(base + pages - page, page, PROT_NONE) != 0) abort();
-    mappings[place].base = base;
-    mappings[place].size = pages;
-    memset(base, 0x5A, pages - page);
-    return mappings[place].room = base + pages - page - size;
-}
-
-static void free_room(void *room)
-{
-    if (!guarded) {
-        free(room);
-        return;
-    }
-    int place = 0;
-    while (mappings[place].room != room || mappings[place].base == NULL) place++;
-    munmap(mappings[place].base, mappings[place].size);
-    mappings[place].base = NULL;
-}
-
-static float uniform(uint64_t *state, float size) { return size * ((float)(random_u64(state) >> 40) * (2.0f / 16777216.0f) - 1.0f); }
-
-static double exact_gelu(double x) { return 0.5 * x * erfc(-x / sqrt(2.0)); }
+#include "rooms.h"
 
 static void test_functions(const edr_engine_kernels *k)
 {
@@ -76,159 +37,6 @@ static void test_functions(const edr_engine_kernels *k)
     float bad[2] = {NAN, 1.0f};
     k->tanh(bad, 2);
     CHECK(isnan(bad[0]) && fabs(bad[1] - tanh(1.0)) < 3e-7);
-}
-
-/* Kinds of products, and the bytes of a number in each. */
-enum { FLOATS, INTEGERS, HALVES };
-static const size_t CELL[] = {4, 1, 2};
-
-static double widened(uint16_t half)
-{
-    const uint32_t bits = (uint32_t)half << 16;
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
-static void product(const edr_engine_kernels *k, int kind, const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m,
-                    float *out, int64_t ldo, int then)
-{
-    (kind == INTEGERS ? k->product_u8 : kind == HALVES ? k->product_bf16 : k->product_f32)(w, first, panels, x, m, out, ldo, then);
-}
-
-/* y and what it may be off by, of one output, in double. */
-static double slow_y(const edr_linear *w, const edr_rows *x, int64_t row, int64_t c, int kind, double *size)
-{
-    double sum = w->bias[c];
-    *size = fabs(sum);
-    for (int64_t i = 0; i < w->inputs; i++) {
-        const int64_t group = kind == INTEGERS ? 4 : kind == HALVES ? 2 : 1;
-        const int64_t here = row * w->inputs + i, in_panel = (c / 32 * w->inputs + i / group * group) * 32 + c % 32 * group + i % group;
-        double a, b, rest = 0;
-        if (kind == INTEGERS) {
-            const double u = ((const uint8_t *)x->data)[here];
-            a = x->least[row] + (double)x->scale[row] * u;
-            b = (double)w->scale[c] * ((const int8_t *)w->weight)[in_panel];
-            rest = fabs(b) * (fabs((double)x->least[row]) + x->scale[row] * u);
-        } else if (kind == HALVES) {
-            a = widened(((const uint16_t *)x->data)[here]);
-            b = widened(((const uint16_t *)w->weight)[in_panel]);
-        } else {
-            a = ((const float *)x->data)[here];
-            b = ((const float *)w->weight)[in_panel];
-        }
-        sum += a * b;
-        *size += fabs(a * b) + rest;
-    }
-    return sum;
-}
-
-/* A bfloat16 in -1 .. 1. */
-static uint16_t random_half(uint64_t *state)
-{
-    const float x = uniform(state, 1);
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return (uint16_t)(bits >> 16);
-}
-
-/* Products: within (K + 8) units of the last place of the sum of magnitudes; no column beside the asked ones is written. */
-static void test_products(const edr_engine_kernels *k, int kind)
-{
-    uint64_t state = 2;
-    for (int round = 0; round < 120; round++) {
-        const int64_t depth = (kind == INTEGERS ? 4 : kind == HALVES ? 2 : 1) * (1 + random_below(&state, kind == FLOATS ? 80 : 40)), all = 1 + random_below(&state, 4), n = 32 * all;
-        const int64_t first = random_below(&state, all), panels = 1 + random_below(&state, all - first), m = random_below(&state, 30);
-        const int64_t ldo = 32 * panels + random_below(&state, 3);
-        const int then = round % 3;
-        const size_t cell = CELL[kind];
-        void *weight = make_room((size_t)(n * depth) * cell), *data = make_room((size_t)(m * depth) * cell);
-        float *bias = make_room((size_t)n * 4), *scale = make_room((size_t)n * 4), *sums = make_room((size_t)n * 4);
-        float *row_scale = make_room((size_t)m * 4), *least = make_room((size_t)m * 4);
-        const size_t room = m > 0 ? (size_t)((m - 1) * ldo + 32 * panels) * 4 : 0;
-        float *out = make_room(room), *before = make_room(room);
-        for (int64_t i = 0; i < n * depth; i++) {
-            if (kind == INTEGERS) ((int8_t *)weight)[i] = (int8_t)(random_below(&state, 256) - 128);
-            else if (kind == HALVES) ((uint16_t *)weight)[i] = random_half(&state);
-            else ((float *)weight)[i] = uniform(&state, 1);
-        }
-        for (int64_t i = 0; i < m * depth; i++) {
-            if (kind == INTEGERS) ((uint8_t *)data)[i] = (uint8_t)random_below(&state, 256);
-            else if (kind == HALVES) ((uint16_t *)data)[i] = random_half(&state);
-            else ((float *)data)[i] = uniform(&state, 1);
-        }
-        for (int64_t c = 0; c < n; c++) {
-            bias[c] = uniform(&state, 1);
-            scale[c] = 0.01f + 0.005f * uniform(&state, 1);
-            double sum = 0;
-            for (int64_t i = 0; kind == INTEGERS && i < depth; i++) sum += ((int8_t *)weight)[(c / 32 * depth + i / 4 * 4) * 32 + c % 32 * 4 + i % 4];
-            sums[c] = (float)(sum * scale[c]);
-        }
-        for (int64_t r = 0; r < m; r++) {
-            row_scale[r] = 0.01f + 0.005f * uniform(&state, 1);
-            least[r] = uniform(&state, 1);
-        }
-        for (size_t i = 0; i < room / 4; i++) out[i] = before[i] = uniform(&state, 1);
-        const edr_linear w = {weight, bias, scale, sums, depth, n};
-        const edr_rows x = {data, row_scale, least};
-        product(k, kind, &w, first, panels, &x, m, out, ldo, then);
-        int close = 1, beside = 1, alone = 1;
-        for (int64_t r = 0; r < m; r++) {
-            for (int64_t c = 0; c < ldo && r * ldo + c < (int64_t)(room / 4); c++) {
-                const float got = out[r * ldo + c], was = before[r * ldo + c];
-                if (c >= 32 * panels) {
-                    beside &= got == was;
-                    continue;
-                }
-                double size, y = slow_y(&w, &x, r, 32 * first + c, kind, &size);
-                const double bound = 6e-8 * (double)(depth + 8) * (size + 1) + (then == EDR_GELU ? 2e-6 + 4e-7 * fabs(y) : 0);
-                y = then == EDR_GELU ? exact_gelu(y) : then == EDR_ADD ? y + was : y;
-                close &= fabs(got - y) <= bound;
-            }
-            /* A row by itself gives the same bits as among others. */
-            float one[4 * 32];
-            memcpy(one, before + r * ldo, (size_t)panels * 128);
-            const edr_rows only = {(const uint8_t *)data + (size_t)(r * depth) * cell, row_scale + r, least + r};
-            product(k, kind, &w, first, panels, &only, 1, one, 32 * panels, then);
-            alone &= memcmp(one, out + r * ldo, (size_t)panels * 128) == 0;
-        }
-        CHECK(close);
-        CHECK(beside);
-        CHECK(alone);
-        void *all_of_them[] = {weight, data, bias, scale, sums, row_scale, least, out, before};
-        for (int i = 0; i < 9; i++) free_room(all_of_them[i]);
-    }
-}
-
-/* With scales of 1 a product is an integer below 2^24, and every instruction set must give exactly it. */
-static void test_integers(const edr_engine_kernels *k)
-{
-    uint64_t state = 3;
-    for (int round = 0; round < 60; round++) {
-        const int64_t depth = 4 * (1 + random_below(&state, 64)), m = 1 + random_below(&state, 30);
-        int8_t *weight = make_room((size_t)(32 * depth));
-        uint8_t *data = make_room((size_t)(m * depth));
-        float *out = make_room((size_t)m * 128), zeros[32] = {0}, ones[32], row_zero[32] = {0}, row_one[32];
-        for (int i = 0; i < 32; i++) ones[i] = row_one[i] = 1.0f;
-        /* Extremes in every other round: where 16-bit sums of pairs would saturate. */
-        for (int64_t i = 0; i < 32 * depth; i++) weight[i] = (int8_t)(round % 2 ? (random_below(&state, 2) ? 127 : -128) : random_below(&state, 256) - 128);
-        for (int64_t i = 0; i < m * depth; i++) data[i] = (uint8_t)(round % 2 ? 255 : random_below(&state, 256));
-        const edr_linear w = {weight, zeros, ones, zeros, depth, 32};
-        const edr_rows x = {data, row_one, row_zero};
-        k->product_u8(&w, 0, 1, &x, m, out, 32, EDR_STORE);
-        int exact = 1;
-        for (int64_t r = 0; r < m; r++) {
-            for (int64_t c = 0; c < 32; c++) {
-                int32_t sum = 0;
-                for (int64_t i = 0; i < depth; i++) sum += data[r * depth + i] * weight[i / 4 * 128 + c * 4 + i % 4];
-                exact &= out[r * 32 + c] == (float)sum;
-            }
-        }
-        CHECK(exact);
-        free_room(weight);
-        free_room(data);
-        free_room(out);
-    }
 }
 
 static void test_rows(const edr_engine_kernels *k)
@@ -405,8 +213,6 @@ int main(void)
         const long failed = check_failed;
         for (guarded = 0; guarded < 2; guarded++) {
             test_functions(k);
-            for (int kind = FLOATS; kind <= HALVES; kind++) test_products(k, kind);
-            test_integers(k);
             test_rows(k);
             test_rounding(k);
             test_attention(k);

@@ -24,7 +24,10 @@ int main(void)
     CHECK(half_vnni <= half);
     const int halves = edr_isa_supported(EDR_ISA_AVX512_BF16);
     CHECK(halves <= vnni);
-    CHECK(edr_isa_best() == (halves      ? EDR_ISA_AVX512_BF16
+    const int tiles = edr_isa_supported(EDR_ISA_AMX);
+    CHECK(tiles <= halves);
+    CHECK(edr_isa_best() == (tiles       ? EDR_ISA_AMX
+                             : halves    ? EDR_ISA_AVX512_BF16
                              : vnni      ? EDR_ISA_AVX512_VNNI
                              : wide      ? EDR_ISA_AVX512
                              : half_vnni ? EDR_ISA_AVX_VNNI

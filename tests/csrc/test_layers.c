@@ -124,7 +124,9 @@ int main(void)
     for (int isa = 0; isa < EDR_ISA_COUNT; isa++) {
         if (!edr_isa_supported(isa)) continue;
         test_embeddings(isa);
+        edr_engine_kernels_for(isa)->begin();
         for (int weights = 0; weights < KINDS_OF_WEIGHTS; weights++) test_layer(weights, isa);
+        edr_engine_kernels_for(isa)->end();
     }
     return check_report();
 }
