@@ -13,6 +13,7 @@ from typing import Any
 from .bundle import bundle_files
 from .crew import Crew, Open, Result, Task
 from .errors import EdgerecError, EngineError, MissingExtraError
+from .manifest import MANIFEST
 
 
 @contextmanager
@@ -68,7 +69,7 @@ _opened: dict[tuple[bytes, bytes], tuple[Callable[[Any], Any], tempfile.Temporar
 def _work(files: Mapping[str, bytes], opener: bytes, task: Any) -> Any:
     """Runs on a worker; an error of ours is an answer, for Ray would wrap it in its own and try again."""
     try:
-        key = (files["manifest.json"], opener)
+        key = (files[MANIFEST], opener)
         if key not in _opened:
             folder = tempfile.TemporaryDirectory(prefix="edgerec-bundle-")
             for name, data in files.items():

@@ -73,8 +73,6 @@ def names_of(tree: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_source_is_python_3_10(path: Path) -> None:
-    if "training" in path.relative_to(ROOT).parts:
-        pytest.skip("the training half, where a working copy has it in the package's folder")
     tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
     assert names_of(tree) & (LATER | BUILTINS) == set()
 
@@ -93,7 +91,7 @@ def test_with_numpy_alone_all_imports_that_needs_no_more() -> None:
     modules = [
         ".".join(("edgerec", *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
         for path in sorted(folder.glob("**/*.py"))
-        if path.relative_to(folder).parts[0] not in ("training", "builder", "__main__.py") and not path.name.startswith("cli")
+        if path.relative_to(folder).parts[0] not in ("builder", "__main__.py") and not path.name.startswith("cli")
     ]
     modules += ["edgerec._core", "edgerec._native"]
     done = subprocess.run([sys.executable, "-c", CHILD, *modules], capture_output=True, text=True, check=True, cwd=ROOT)
