@@ -11,8 +11,11 @@ from contextlib import closing
 from time import perf_counter
 from typing import Any
 
+import gpu_trt86 as trt86
 import numpy as np
 from fixtures_export import WORDS, make_export
+from gpu_roofline import roofline
+from gpu_training import training
 
 from edgerec import Item, Ranker
 from edgerec.builder import GpuOptions, build_engine
@@ -24,6 +27,8 @@ from edgerec.engine.trt_plans import FLAVOURS, module_name, this_runtime
 from edgerec.errors import BuildError, EngineError
 
 Rows = Iterator[dict[str, Any]]
+ORDER = ("tensorrt_rtx", "tensorrt")
+"""In which flavours are tried; TensorRT 8.6 comes after them."""
 TARGETS = {
     # student, precision, candidates, tokens -> milliseconds: engine p50, end to end p50, end to end p99 (H100)
     ("L6", "fp16", 100, 64): (0.7, 1.2, 2.0),
@@ -59,6 +64,7 @@ def flavours(suite: Any) -> Rows:
         code = f"import sys; sys.path[:] = {sys.path!r}; import {name} as trt; print(trt.__version__)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
         yield {"flavour": flavour, "loads": done.stdout.strip() if not done.returncode else " ".join(done.stderr.split())[-200:]}
+    yield from trt86.flavours(suite)
 
 
 def builds(suite: Any) -> Rows:
@@ -80,8 +86,8 @@ def builds(suite: Any) -> Rows:
 
 
 def _build(suite: Any, name: str, export: Any, precision: str) -> Rows:
-    for flavour in [suite.args.flavour] if suite.args.flavour else list(FLAVOURS):
-        if not module_name(flavour):
+    for flavour in ORDER:
+        if suite.args.flavour not in (None, flavour) or not module_name(flavour):
             continue
         bundle, began = suite.work / f"{name}-{precision}-{flavour}", perf_counter()
         options = GpuOptions(buckets=parse_buckets(suite.args.buckets), flavour=flavour, timeout_s=max(5.0, suite.left()))
@@ -93,8 +99,11 @@ def _build(suite: Any, name: str, export: Any, precision: str) -> Rows:
         except (BuildError, EngineError) as error:
             yield {**row, "refused": " ".join(str(error).split())[:300]}
             continue
+        if report.measured:  # built, but this GPU does not take it
+            yield {**row, "refused": " ".join(report.measured.split())[:300]}
+            continue
         parity = report.parity
-        suite.bundles[name, precision] = bundle
+        suite.bundles[name, precision], suite.flavours[name, precision] = bundle, flavour
         yield {
             **row,
             "build s": perf_counter() - began,
@@ -102,14 +111,18 @@ def _build(suite: Any, name: str, export: Any, precision: str) -> Rows:
             "max |dlogit|": parity.max_abs_diff,
             "tau": parity.tau,
             "NaN": parity.nan_count,
-            "run on": report.measured or "the GPU",
+            "run on": "the GPU",
         }
         return
+    if suite.args.flavour in (None, "tensorrt86"):
+        yield from trt86.build(suite, name, export, precision)
 
 
 def engine_latency(suite: Any) -> Rows:
     """Each bucket by CUDA events: copy there, run, copy back; as one graph, and launched plainly."""
-    _need_bundles(suite)
+    if not suite.bundles and not suite.plans86:
+        raise NotRun("no plan was built")
+    yield from trt86.latency(suite)
     for (name, precision), bundle in suite.bundles.items():
         with closing(open_engine(bundle, fallback=False, threads=1)) as engine:
             assert isinstance(engine, TensorRtEngine)
@@ -118,7 +131,8 @@ def engine_latency(suite: Any) -> Rows:
             with device.lane() as lane:
                 for (rows, tokens), slot in zip(device.plans.buckets, lane, strict=True):
                     for how, launch in (("graph", slot.graph), ("plain", slot.enqueue)):
-                        row = {"student": name, "precision": precision, "bucket": f"{rows}x{tokens}", "launch": how}
+                        row = {"student": name, "precision": precision, "flavour": suite.flavours[name, precision]}
+                        row |= {"bucket": f"{rows}x{tokens}", "launch": how}
                         if launch is None:
                             yield {**row, "note": device.launches}
                         else:
@@ -157,7 +171,8 @@ def end_to_end(suite: Any) -> Rows:
             with Ranker.open(bundle, catalog=catalog) as ranker:
                 for count in sizes:
                     for callers in (1, 4, 16):
-                        row = {"student": name, "precision": precision, "candidates": count, "tokens": tokens, "callers": callers}
+                        row = {"student": name, "precision": precision, "flavour": suite.flavours[name, precision]}
+                        row |= {"candidates": count, "tokens": tokens, "callers": callers}
                         times, note = _rank_times(ranker, [item.id for item in items[:count]], callers, suite.args.calls)
                         yield {**row, **_percentiles(times), "rank/s": callers * 1e3 / float(np.mean(times)), "note": note}
 
@@ -181,10 +196,12 @@ def _rank_times(ranker: Ranker, ids: list[str], callers: int, calls: int) -> tup
 def targets(suite: Any) -> Rows:
     """What was promised on an H100, beside what was measured here."""
     _need_bundles(suite)
+    # Of the product's path alone: bundles. What 8.6 reaches stands in the section before.
     engine, whole = suite.found["engine latency"]["rows"], suite.found["end to end"]["rows"]
     for (name, precision, count, tokens), limits in TARGETS.items():
         same = {"student": name, "precision": precision}
-        fast = [r["p50 ms"] for r in engine if same.items() <= r.items() and r["bucket"] == f"128x{tokens}" and "p50 ms" in r]
+        same |= {"flavour": suite.flavours.get((name, precision), "")}
+        fast = [r["p50 ms"] for r in engine if same.items() <= r.items() and r.get("bucket") == f"128x{tokens}" and "p50 ms" in r]
         slow = [r for r in whole if {**same, "candidates": count, "tokens": tokens, "callers": 1}.items() <= r.items()]
         measured = (min(fast, default=None), *(r[key] for r in slow[:1] for key in ("p50 ms", "p99 ms")), None, None)
         for what, limit, value in zip(("engine p50", "end to end p50", "end to end p99"), limits, measured, strict=False):
@@ -195,7 +212,8 @@ def targets(suite: Any) -> Rows:
 
 def bandwidth(suite: Any) -> Rows:
     """The roofline's second side: bytes a second of a copy on the device, by CUDA events."""
-    _need_bundles(suite)
+    if reason := this_runtime().gpu.reason:
+        raise NotRun(reason)
     if suite.args.rehearse:
         raise NotRun("the stand-in copies nothing on the device")
     cuda = importlib.import_module("pycuda.driver")
@@ -232,9 +250,7 @@ def rivals(suite: Any) -> Rows:
 def not_yet(suite: Any) -> Rows:
     """What issue and suite still lack, so that nobody takes silence for success."""
     yield {"missing": "compute-sanitizer", "why": "edgerec has no CUDA kernel yet"}
-    yield {"missing": "TensorRT 8.6 adapter", "why": "not written; 8.6 is weakly typed and the product's path is not"}
     yield {"missing": "mid-fusion students", "why": "TensorRT plans are built of cross students only"}
-    yield {"missing": "fine-tuning throughput", "why": "not written"}
 
 
 def _need_bundles(suite: Any) -> None:
@@ -255,5 +271,7 @@ SECTIONS: dict[str, Callable[[Any], Rows]] = {
     "targets": targets,
     "rivals": rivals,
     "bandwidth": bandwidth,
+    "roofline": lambda suite: roofline(suite, NotRun),
+    "fine-tuning": lambda suite: training(suite, NotRun),
     "not yet": not_yet,
 }

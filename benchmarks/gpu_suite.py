@@ -7,6 +7,9 @@ It prints what it finds, as it finds it. Every section ends as `done`, `failed: 
 silently, and a section that fails does not stop the others. Students are those of `--export NAME=FOLDER` (repeatable), else of real size
 with random weights: the speed is that of trained ones, the logits mean nothing. Needs edgerec[build,tensorrt] or [build,rtx] and pycuda.
 
+TensorRT for RTX is tried first, then full TensorRT, then, for what neither builds, 8.6 through trt86.py in an interpreter of its own
+(`--trt86`); the flavour stands beside every figure.
+
 Results: `gpu.json` and `gpu.md` under `--out`. Percentiles are of single calls. `engine` is copy, run, copy of one bucket, by CUDA events;
 `end to end` is `Ranker.rank` by wall clock.
 """
@@ -48,6 +51,8 @@ class Suite:
     until: float
     exports: dict[str, Path] = field(default_factory=dict)
     bundles: dict[tuple[str, str], Path] = field(default_factory=dict)
+    flavours: dict[tuple[str, str], str] = field(default_factory=dict)
+    plans86: dict[tuple[str, str], Path] = field(default_factory=dict)
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def left(self) -> float:
@@ -104,7 +109,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--export", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--precision", action="append", choices=["fp32", "fp16", "bf16", "int8", "fp8"])
-    parser.add_argument("--flavour", choices=["tensorrt", "tensorrt_rtx"], help="default: the first that builds")
+    parser.add_argument("--flavour", choices=["tensorrt_rtx", "tensorrt", "tensorrt86"], help="default: the first that builds")
+    parser.add_argument("--trt86", default="", metavar="COMMAND", help="python with TensorRT 8.6 and PyCUDA; default: trtpy, if on PATH")
+    parser.add_argument("--trt-dispatch", default="", metavar="COMMAND", help="python with the dispatch runtime; default: trtpy312")
     parser.add_argument("--buckets", default="128x16,32x64,128x64,128x128")
     parser.add_argument("--calls", type=int, default=300)
     parser.add_argument("--minutes", type=float, default=8.0)
@@ -118,6 +125,7 @@ def main() -> int:
             from fixtures_standin import standin
 
             stack.enter_context(standin())
+            args.trt86 = args.trt_dispatch = f"{sys.executable} {ROOT / 'tests' / 'standin86' / 'launch.py'}"
         suite = Suite(args, Path(stack.enter_context(tempfile.TemporaryDirectory())), monotonic() + 60 * args.minutes)
         for name, run in sections.SECTIONS.items():
             suite.section(name, run)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, type=NEW_FOLDER, help="The folder to write.")
 @click.option("--top-k", default=100, show_default=True, type=click.IntRange(min=1), help="Items to keep of a query.")
 @click.option("--resume", is_flag=True, help="Go on from the parts that an earlier run has left in OUT.run.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes that score.  [default: the processors this process may use]")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that score.  [default: all processors; 1 for TensorRT]")
 @click.option("--engine", default="local", show_default=True, type=click.Choice(["local", "ray"]), help="Where: here, or on a cluster.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Engine threads of each.")
 @click.option("--part-queries", default=256, show_default=True, type=click.IntRange(min=1), help="Queries in a part.")
@@ -56,6 +56,7 @@ def score(
       edgerec score bundle --catalog catalog --queries shop --first-stage 100 --out scores
       edgerec score bundle --catalog catalog --queries log.jsonl.gz --candidates run.trec --out scores --resume
     """
+    from .bundle import read_manifest
     from .engine.machine import usable_cores
     from .score import score_queries
     from .score_input import read_requests
@@ -63,6 +64,8 @@ def score(
     if candidates is not None and first_stage is not None:
         raise click.UsageError("--candidates and --first-stage both give the candidates; give one")
     requests = read_requests(queries, candidates) if first_stage is None else _from_bm25(queries, first_stage)
+    # Processes that share a GPU wait for each other, and each has its own plans and buffers there.
+    usual = 1 if read_manifest(bundle).backend == "tensorrt" else usable_cores()
     with counter("queries", every=1) as progress:
         scores = score_queries(
             requests,
@@ -72,7 +75,7 @@ def score(
             top_k=top_k,
             part_queries=part_queries,
             threads=threads,
-            workers=workers or usable_cores(),
+            workers=workers or usual,
             engine=engine,
             resume=resume,
             progress=progress,

@@ -21,7 +21,10 @@ Result = TypeVar("Result")
 Key = TypeVar("Key")
 
 Open = Callable[[Path], Callable[[Task], Result]]
-"""What each worker does first, once: opens a bundle, and returns what does a task with it. It must be picklable, and so must tasks be."""
+"""What each worker does first, once: opens a bundle, and returns what does a task with it. It must be picklable, and so must tasks be.
+
+Of the bundle's folder nothing is read after the first task: on a cluster it is gone by then.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 from .bundle import bundle_files
 from .crew import Crew, Open, Result, Task
 from .errors import EdgerecError, EngineError, MissingExtraError
+from .manifest import MANIFEST
 
 
 @contextmanager
@@ -61,19 +62,23 @@ def work_on_ray(open_work: Open[Task, Result], bundle: Path, threads: int, *, wh
             ray.shutdown()
 
 
-_opened: dict[tuple[bytes, bytes], tuple[Callable[[Any], Any], tempfile.TemporaryDirectory[str]]] = {}
-"""Of a worker process, by manifest and opener: tasks that follow each other share the open bundle. Folders are removed when it ends."""
+_opened: dict[tuple[bytes, bytes], Callable[[Any], Any]] = {}
+"""Of a worker process, by manifest and opener: tasks that follow each other share the open bundle."""
 
 
 def _work(files: Mapping[str, bytes], opener: bytes, task: Any) -> Any:
     """Runs on a worker; an error of ours is an answer, for Ray would wrap it in its own and try again."""
     try:
-        key = (files["manifest.json"], opener)
-        if key not in _opened:
-            folder = tempfile.TemporaryDirectory(prefix="edgerec-bundle-")
+        key = (files[MANIFEST], opener)
+        if key in _opened:
+            return _opened[key](task)
+        # What the first task has opened stays open without its files. Later is too late: Ray kills its workers, which then remove nothing.
+        with tempfile.TemporaryDirectory(prefix="edgerec-bundle-") as folder:
             for name, data in files.items():
-                (Path(folder.name) / name).write_bytes(data)
-            _opened[key] = pickle.loads(opener)(Path(folder.name)), folder
-        return _opened[key][0](task)
+                (Path(folder) / name).write_bytes(data)
+            work = pickle.loads(opener)(Path(folder))
+            result = work(task)
+        _opened[key] = work
+        return result
     except EdgerecError as e:
         return e

@@ -6,6 +6,8 @@ Needs the extra: ``pip install -c constraints.txt -e .[ray]``. Slow: the cluster
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 from fixtures_export import make_export
@@ -35,10 +37,14 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture
 def cluster(monkeypatch):
+    """Its workers leave nothing behind in the folder for temporary files."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:  # short: sockets lie in it
+        monkeypatch.setenv("TMPDIR", folder)
+        ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False, logging_level="error")
+        yield
+        ray.shutdown()
+        assert list(Path(folder).glob("edgerec-bundle-*")) == []
 
 
 def test_the_build_on_ray_makes_what_one_process_makes(cluster, bundle, tmp_path, monkeypatch):
