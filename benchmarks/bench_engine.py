@@ -40,7 +40,7 @@ CANDIDATES = (10, 50, 100, 1000)
 TOKENS = (8, 16, 32, 64, 128)
 THREADS = (1, 2)
 LOADS = 5
-LOAD = """
+LOAD = r"""
 import json, re, sys
 from time import perf_counter
 import edgerec.ranker, edgerec.engine.{backend}
