@@ -1,4 +1,4 @@
-"""One folder for a run."""
+"""One folder for all workers of a run, and the long files first, so that the workers end together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,30 @@ from collections.abc import Iterator
 
 import fixtures_once
 import pytest
+
+LONG = (
+    "tests/test_core_c.py",
+    "tests/engine/test_contract.py",
+    "tests/engine/test_mid_native.py",
+    "tests/engine/test_mid.py",
+    "tests/training/test_export_mid.py",
+    "tests/training/test_teacher_student.py",
+    "tests/training/test_retrieval_changes.py",
+    "tests/training/test_retrieval.py",
+    "tests/test_ranker_mid.py",
+    "tests/test_cli_train.py",
+    "tests/test_catalog_ray.py",
+    "tests/training/test_prune.py",
+    "tests/builder/test_trt.py",
+    "tests/test_packaging.py",
+)
+"""Files that take longest, the longest first. One that is not here costs a little time at the end of a run, nothing else."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Stable: the tests of a file, and the other files, keep their order."""
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)
