@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,4 +36,14 @@ def _traced_once(model: nn.Module, inputs: Any, path: Path) -> None:
         key.update(repr((name, example.dtype, example.shape)).encode())
     for name, value in model.state_dict().items():
         key.update(name.encode() + value.contiguous().numpy().tobytes())
-    shutil.copyfile(once(f"{key.hexdigest()[:16]}-{path.name}", lambda made: _trace(model, inputs, made)), path)
+    shutil.copyfile(once(f"{key.hexdigest()[:16]}-{path.name}", lambda made: _unmeasured(model, inputs, made)), path)
+
+
+def _unmeasured(model: nn.Module, inputs: Any, path: Path) -> None:
+    """Coverage looks at every call inside torch: half as much time again."""
+    measured = sys.gettrace()
+    sys.settrace(None)
+    try:
+        _trace(model, inputs, path)
+    finally:
+        sys.settrace(measured)
