@@ -6,6 +6,13 @@ from collections.abc import Iterator
 
 import fixtures_once
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test fails because the machine is busy: a worker has another beside it.
+settings.register_profile(
+    "busy", settings.get_profile(settings.get_current_profile_name()), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("busy")
 
 LONG = (
     "tests/test_core_c.py",
