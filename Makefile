@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 DATA ?=
 
 BIN := $(VENV)/bin
@@ -53,8 +54,10 @@ types: $(SETUP) core  ## mypy --strict, and the stub of the C core against the c
 	$(BIN)/mypy edgerec training
 	$(BIN)/python -m mypy.stubtest edgerec._core edgerec._native --mypy-config-file pyproject.toml --allowlist tests/stubtest.allow
 
-test: $(SETUP) core  ## the test suite, with coverage
-	$(BIN)/python -m pytest -m "not slow and not gpu" --cov --cov-report=term
+# A file's tests stay with one worker, which makes their fixtures once; tests/conftest.py has the order. A worker has one core.
+test: export OMP_NUM_THREADS := 1
+test: $(SETUP) core  ## the test suite, with coverage, on JOBS cores (2)
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 check: lint types test  ## all that CI runs
 

@@ -19,6 +19,12 @@ ITEMS = [
 IDS = [item.id for item in ITEMS]
 USER = UserProfile("u", {"acme": 1.0})
 SCORE_TOLERANCE = 1e-5  # fp32: another batch may sum in another order
+NAMES = [f"id-{n}" for n in range(6)]
+
+
+def item(name: str, version: int) -> Item:
+    """An item that changes; another version has other tokens and features."""
+    return Item(name, "red lamp " * (version % 4) + f"sofa {version}", brand=f"b{version}", price=float(version))
 
 
 def make_shop(folder: Path, backend: str = "ort") -> Path:

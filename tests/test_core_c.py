@@ -1,4 +1,4 @@
-"""The C tests under AddressSanitizer and UBSan, NEON under emulation where its tools are installed, and the stub."""
+"""The C tests under AddressSanitizer, UBSan and ThreadSanitizer, and NEON under emulation where its tools are installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,7 +84,7 @@ def test_the_library_needs_nothing_and_keeps_nothing(tmp_path: Path) -> None:
     }
     for path in sorted((ROOT / "csrc").glob("*.c")):
         out = tmp_path / f"{path.stem}.o"
-        flags = ["-std=c11", "-O2", "-fno-pic", "-fno-stack-protector"]
+        flags = ["-std=c11", "-O1", "-fno-pic", "-fno-stack-protector"]
         subprocess.run([os.environ.get("CC", "cc"), *flags, "-I", str(path.parent), "-c", str(path), "-o", str(out)], check=True)
         symbols = subprocess.run(["nm", str(out)], capture_output=True, text=True, check=True).stdout.splitlines()
         kinds = [(line.split()[-2], line.split()[-1]) for line in symbols]
@@ -94,11 +93,3 @@ def test_the_library_needs_nothing_and_keeps_nothing(tmp_path: Path) -> None:
         needed = {name for name in needed if path.stem != "pool" or not name.startswith(("pthread_", "sig"))}
         assert needed <= (allowed | {"calloc", "free", "clock_gettime"} if path.stem == "pool" else allowed), path
         assert [name for kind, name in kinds if kind in "bBdDcC"] == [], f"{path} has writable data"
-
-
-@pytest.mark.parametrize("module", ["edgerec._core", "edgerec._native"])
-def test_the_stub_is_true(module: str) -> None:
-    command = [sys.executable, "-m", "mypy.stubtest", module, "--mypy-config-file", "pyproject.toml"]
-    command += ["--allowlist", "tests/stubtest.allow", "--ignore-unused-allowlist"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -88,7 +88,6 @@ def test_closing_while_others_call_fails_nobody() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_has_lanes_of_its_own() -> None:
     lanes = Lanes(2)
     lanes.map(abs, [1, 2])

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgerec.training.export import export_student
-from fixtures_export import BUCKETS, SLOTS, make_export
+from fixtures_export import make_export
 from fixtures_mid import write_mid_student
 from fixtures_standin import standin
 from fixtures_tiny import write_shop
+from fixtures_traced import export_traced_once
 
 from edgerec.builder import build_engine
 
@@ -47,12 +47,8 @@ class Case:
     def mid_export(self, root: Path) -> Path:
         """The export of a mid-fusion student."""
         shop = write_shop(root / "shop")
-        export_student(
-            write_mid_student(root / "student", shop, buckets=BUCKETS, slots=SLOTS, features=self.features, **self.mid),
-            root / "export",
-            data=[shop],
-        )
-        return root / "export"
+        student = write_mid_student(root / "student", shop, features=self.features, **self.mid)
+        return export_traced_once(student, root / "export", data=[shop])
 
     def __str__(self) -> str:
         return (

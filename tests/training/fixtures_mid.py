@@ -13,6 +13,7 @@ from edgerec.training.mid_start import item_sample, mid_from_cross
 from edgerec.training.pairs import judged_pairs
 from edgerec.training.student import StudentScorer, student_from_encoder
 from edgerec.training.teacher import train_datasets
+from fixtures_export import BUCKETS, SLOTS
 from fixtures_tiny import tiny_recipe, write_base_model
 from safetensors.torch import save_file
 
@@ -21,7 +22,7 @@ from edgerec.text import TextEncoder, text_spec_from_tokenizer
 
 
 def write_mid_student(
-    folder: Path, shop: Path, *, features: bool = True, layers: int = 3, buckets: int = 256, slots: int = 8, **settings: object
+    folder: Path, shop: Path, *, features: bool = True, layers: int = 3, buckets: int = BUCKETS, slots: int = SLOTS, **settings: object
 ) -> Path:
     """Random weights that look at things, from a fixed seed; ``settings`` are those of `StudentSettings`."""
     base = write_base_model(folder.with_name(folder.name + ".base"), layers=layers)

@@ -15,6 +15,7 @@ from edgerec.training.export import export_student
 from edgerec.training.pairs import TokenTable, query_pairs
 from edgerec.training.student import StudentScorer
 from fixtures_mid import write_mid_student
+from fixtures_traced import export_traced_once
 from numpy.typing import NDArray
 
 from edgerec.errors import InputError
@@ -31,8 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def folders(request: pytest.FixtureRequest, shop: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("mid")
     student = write_mid_student(root / "student", shop, **KINDS[request.param])
-    export_student(student, root / "export", data=[shop])
-    return student, root / "export"
+    return student, export_traced_once(student, root / "export", data=[shop])
 
 
 def padded(rows: list[NDArray[np.int32]], extra: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -116,6 +116,7 @@ def test_states_may_be_kept_in_another_precision_than_the_recipes(folders: tuple
         StudentScorer.load(folders[0], state_precision="int4")
 
 
+@pytest.mark.parametrize("folders", ["one, fp16, no features"], indirect=True)
 def test_an_export_takes_the_precision_it_is_asked_for(folders: tuple[Path, Path], tmp_path: Path) -> None:
     model = export_student(folders[0], tmp_path / "export", state_precision="int8")
     assert model["states"]["precision"] == "int8"

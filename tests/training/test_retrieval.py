@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from edgerec.training.data import load_dataset
-from edgerec.training.export import export_student
 from edgerec.training.retrieval import RetrievalSettings, add_retrieval, item_means, positive_pairs, query_rows, title_spans
 from edgerec.training.student import StudentScorer
 from fixtures_mid import write_mid_student
 from fixtures_tiny import write_shop
+from fixtures_traced import export_traced_once
 
 from edgerec import Item, Ranker, ranker_retrieve
 from edgerec.builder import build_engine
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shop = write_shop(root / "shop")
     write_mid_student(root / "student", shop, **NARROW)  # type: ignore[arg-type]
     add_retrieval(root / "student", root / "with-head", data=[shop], settings=SETTINGS)
-    export_student(root / "with-head", root / "export", data=[shop])
+    export_traced_once(root / "with-head", root / "export", data=[shop])
     for backend in ("ort", "native", "reference"):
         build_engine(root / "export", root / backend, backend=backend, gate={"ndcg_drop": 1.0})
     items = [*load_dataset(shop).items.values(), Item("empty", ""), Item("long", "red wood chair with steel " * 20)]
@@ -137,7 +137,7 @@ def test_retrieve_ranks_what_it_found(ranker: Ranker) -> None:
 def test_without_vectors_it_says_what_to_do(made: Path, tmp_path: Path) -> None:
     with Ranker.open(made / "reference") as ranker, pytest.raises(InputError, match="no catalogue with vectors"):
         ranker.retrieve("red lamp")
-    export_student(made / "student", tmp_path / "export", data=[made / "shop"])
+    export_traced_once(made / "student", tmp_path / "export", data=[made / "shop"])
     build_engine(tmp_path / "export", tmp_path / "bundle", backend="reference", gate={"ndcg_drop": 1.0})
     with Ranker.open(tmp_path / "bundle", catalog=made / "catalog") as ranker, pytest.raises(InputError, match="edgerec add-retrieval"):
         ranker.retrieve("red lamp")

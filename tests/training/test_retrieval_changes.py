@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgerec.training.export import export_student
 from edgerec.training.retrieval import RetrievalSettings, add_retrieval
 from fixtures_mid import write_mid_student
 from fixtures_tiny import write_shop
+from fixtures_traced import export_traced_once
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -44,8 +44,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         students[name] = root / f"student-{name}"
         add_retrieval(student, students[name], data=[shop], settings=RetrievalSettings(width=8, spans=10, epochs=1, seed=seed))
     for name, folder in students.items():
-        export_student(folder, root / f"export-{name}", data=[shop])
-        build_engine(root / f"export-{name}", root / name, backend="native", gate={"ndcg_drop": 1.0})
+        export = export_traced_once(folder, root / f"export-{name}", data=[shop])
+        build_engine(export, root / name, backend="native", gate={"ndcg_drop": 1.0})
     for bundle, name in (("with", "items"), ("without", "plain")):
         build_catalog([item(name, 0) for name in NAMES], root / bundle, root / name, threads=1)
     return root
