@@ -67,7 +67,7 @@ BARE = {"features": False}
 RUNGS = {
     "L6": Rung("student-l6"),
     "L6 without features": Rung("student-l6", BARE),
-    "L6 pruned": Rung("prune-l6"),
+    "L6 pruned": Rung("prune-l6", like="L6"),
     "L6 with the shop's tokens": Rung("prune-l6", like="L6"),
     "L3": Rung("student-l3"),
     "L3 without features": Rung("student-l3", BARE),
@@ -81,8 +81,10 @@ RUNGS = {
     "L6 mid, 128 numbers a token": Rung("student-mid-l6-128"),
     "2 x 128 mid": Rung("student-mid-l2-128"),
 }
-"""*L6 pruned* is the L6 student of the general data, with 60 % of its multiplications. *L6 with the shop's tokens* is the shop's L6
-student with the vocabulary of the fold's items and training queries."""
+"""*L6 pruned* is the shop's L6 student with 60 % of its multiplications, after one pass of recovery in the shop. *L6 with the shop's
+tokens* is the shop's L6 student with the vocabulary of the fold's items and training queries."""
+PRUNED = {"L6 pruned": {"vocabulary": False}, "L6 with the shop's tokens": {"flops": 1.0}}
+"""Of recipe ``prune-l6``, the keys of ``[prune]`` that differ."""
 UNJUDGED = {"unlabelled_per_query": 0, "span_queries": 1000}
 """Of the general students: less than their recipes say, since every pair must be scored by every teacher."""
 
@@ -153,10 +155,6 @@ def general_student(name: str, options: argparse.Namespace) -> Path:
         return out
     rung = RUNGS[name]
     recipe = last(load_recipe(Path(rung.recipe)), options)
-    if name == "L6 pruned":
-        whole, recipe = general_student("L6", options), replace(recipe, prune=replace(recipe.prune, vocabulary=False))
-        prune(whole, options.general, recipe, out, teachers=options.teacher, resume=True)
-        return out
     recipe = replace(recipe, fit=replace(recipe.fit, epochs=min(recipe.fit.epochs, 2), dropout=0.0))
     recipe = replace(recipe, student=replace(recipe.student, **UNJUDGED, **rung.general))
     distill(options.teacher, options.general, recipe, out, resume=True)
@@ -177,9 +175,9 @@ def shop_student(name: str, general: Path, fold: Path, teachers: list[Path], opt
     if out.exists():
         return out
     rung = RUNGS[name]
-    if name == "L6 with the shop's tokens":
+    if name in PRUNED:
         whole, recipe = shop_student("L6", general, fold, teachers, options), last(load_recipe(Path(rung.recipe)), options)
-        prune(whole, [fold], replace(recipe, prune=replace(recipe.prune, flops=1.0)), out)
+        prune(whole, [fold], replace(recipe, prune=replace(recipe.prune, **PRUNED[name])), out, teachers=teachers, resume=True)
         return out
     recipe, made = last(load_recipe(Path("adapt-student")), options), StudentScorer.load(general)
     settings = replace(recipe.student, init=str(general), features=made.features is not None, **rung.shop)

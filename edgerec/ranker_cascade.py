@@ -62,7 +62,7 @@ class Cascade:
 
         Returns
         -------
-        `RankedList.reason` says what the second student did not score and why, beside what `Ranker.rank` says of either. A candidate that either
+        `RankedList.reason` says what the second student did not score and why, beside what `Ranker.rank` says. A candidate that either
         gives NaN is skipped. ``timings_us`` has ``second``, the second student's part of the stages, and ``model_version`` is both, joined
         by ``+``.
 
