@@ -27,8 +27,8 @@ def gather_states(
     Parameters
     ----------
     tables : two of (values [total G W], all float32, int8 or float16; scales float32 [total G], of no entry but for int8).
-    starts, lengths : int64 [B] and int32 [B]: row i begins at token ``starts[i]`` of the first table; a negative one at ``~starts[i]`` of the
-        second.
+    starts, lengths : int64 [B] and int32 [B]: row i begins at token ``starts[i]`` of the first table; a negative one at ``~starts[i]`` of
+        the second.
     tokens, groups, width : T, G, W.
     number : ``fp32``: the result is float32; ``fp16`` or ``bf16``: uint16, their bits.
 
