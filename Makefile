@@ -13,6 +13,7 @@ CORE := $(VENV)/.edgerec-core
 # The rivals' requirements conflict with constraints.txt, so they have an environment of their own.
 RIVALS := $(VENV)/rivals
 SHOP := demo/shop
+PTX := edgerec/engine/gather.ptx
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 # Tests and the demo read weights from local folders only.
@@ -21,7 +22,7 @@ export TOKENIZERS_PARALLELISM := false
 # onnxruntime uploads telemetry from its import on, unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup core lint types test check demo bench bench-check dist clean
+.PHONY: help setup core ptx lint types test check demo bench bench-check dist clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -44,6 +45,13 @@ core: $(CORE)  ## compile csrc/ and its two bindings in place
 $(CORE): $(SETUP) setup.py edgerec/_core.pyx edgerec/_native.pyx $(wildcard edgerec/*.pxi csrc/*.c csrc/*.h csrc/*.pxd)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
+
+# One PTX for every GPU from sm_75 on. nvcc names its own newest version of PTX; what this kernel needs is in 7.0, which drivers from CUDA 11
+# on read. ptxas takes no instruction that the version named does not have.
+ptx:  ## compile csrc/gather.cu to edgerec/engine/gather.ptx; needs nvcc
+	nvcc -ptx -arch=compute_75 -O3 --fmad=false -Icsrc csrc/gather.cu -o $(PTX).tmp
+	sed -i 's/^\.version .*/.version 7.0/' $(PTX).tmp
+	mv $(PTX).tmp $(PTX)
 
 lint: $(SETUP)  ## ruff and codespell
 	$(BIN)/ruff check $(SOURCES)

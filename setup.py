@@ -23,7 +23,7 @@ if os.environ.get("EDGEREC_SANITIZE"):
     link += ["-fsanitize=address,undefined"]
 
 # The native engine is a module of its own, so that neither binding is longer than one can read.
-ENGINE = {f"csrc/{name}.c" for name in ("encoder", "engine", "engine_kernels", "items", "layers", "mid", "model", "pool")}
+ENGINE = {f"csrc/{name}.c" for name in ("encoder", "engine", "engine_kernels", "gather", "items", "layers", "mid", "model", "pool")}
 SHARED = {"csrc/isa.c", "csrc/status.c"}
 
 

@@ -3,13 +3,39 @@
 Arrays must have exactly the stated dtype, be C-contiguous and, unless stated, of one dimension.
 """
 
-from typing import final
+from collections.abc import Sequence
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 def row_lengths(mask: NDArray[np.int32]) -> NDArray[np.int64]:
     """The number of ones of each row of `mask`, int32 [B, T]. Raises InputError unless a row is ones, at least one, then zeros."""
+
+def gather_states(
+    tables: Sequence[tuple[NDArray[Any], NDArray[np.float32]]],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int32],
+    *,
+    tokens: int,
+    groups: int,
+    width: int,
+    number: str,
+) -> NDArray[Any]:
+    """Rows of item states [B, T, G W], widened, with zeros behind their ends: csrc/gather.h, what the CUDA kernel does, on the CPU.
+
+    Parameters
+    ----------
+    tables : two of (values [total G W], all float32, int8 or float16; scales float32 [total G], of no entry but for int8).
+    starts, lengths : int64 [B] and int32 [B]: row i begins at token ``starts[i]`` of the first table; a negative one at ``~starts[i]`` of
+        the second.
+    tokens, groups, width : T, G, W.
+    number : ``fp32``: the result is float32; ``fp16`` or ``bf16``: uint16, their bits.
+
+    Raises
+    ------
+    InputError : a row is outside its table, or longer than T; arrays of other types or sizes.
+    """
 
 @final
 class Encoder:

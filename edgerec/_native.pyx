@@ -12,6 +12,7 @@ from posix.unistd cimport getpid
 
 from edr cimport *
 from edr_engine cimport *
+from edr_gather cimport *
 
 from edgerec.errors import InputError
 
@@ -30,6 +31,38 @@ def row_lengths(mask):
     if edr_row_lengths(m, rows, width, <int64_t *> cnp.PyArray_DATA(lengths), &at) != EDR_OK:
         raise InputError(f"attention_mask: row {at} must be ones, at least one, and then zeros")
     return lengths
+
+
+def gather_states(tables, starts, lengths, *, tokens, groups, width, number):
+    cdef edr_gather_job job
+    cdef int64_t one = _integer(groups, "groups", 1, 1 << 16) * _integer(width, "width", 1, 1 << 16)
+    kinds = {"float32": (0, cnp.NPY_FLOAT32), "int8": (1, cnp.NPY_INT8), "float16": (2, cnp.NPY_FLOAT16)}
+    numbers = {"fp32": 0, "fp16": 2, "bf16": 3}
+    (values, scales), (others, their_scales) = tables
+    kind = str(getattr(values, "dtype", type(values).__name__))
+    if kind not in kinds or number not in numbers:
+        raise InputError(f"values are {kind} and number is {number!r:.40}; expected one of {', '.join(kinds)}, and of {', '.join(numbers)}")
+    job.stored, job.number = kinds[kind][0], numbers[number]
+    for place, (of_values, of_scales) in enumerate(((values, scales), (others, their_scales))):
+        job.tables[place].values = _array(of_values, kinds[kind][1], "values", kind)
+        job.tables[place].scales = <float *> _array(of_scales, cnp.NPY_FLOAT32, "scales", "float32")
+        job.totals[place] = _size(of_values) // one
+        if kind == "int8" and _size(of_scales) < job.totals[place] * <int64_t> groups:
+            raise InputError(f"{_size(of_scales)} scales for {job.totals[place]} tokens of {groups}")
+    _integer(one, "groups * width", 1, 1 << 16)
+    job.starts = <int64_t *> _array(starts, cnp.NPY_INT64, "starts", "int64")
+    job.lengths = <int32_t *> _array(lengths, cnp.NPY_INT32, "lengths", "int32")
+    job.rows, job.tokens, job.groups, job.width = _size(starts), _integer(tokens, "tokens", 0, 1 << 16), groups, width
+    if _size(lengths) != job.rows:
+        raise InputError(f"{_size(lengths)} lengths for {job.rows} starts")
+    cdef cnp.ndarray out = _new(job.rows * job.tokens * one, cnp.NPY_FLOAT32 if number == "fp32" else cnp.NPY_UINT16)
+    job.out = cnp.PyArray_DATA(out)
+    cdef int status
+    with nogil:
+        status = edr_gather_states(&job)
+    if status != EDR_OK:
+        _refuse(status, "gather", -1)
+    return out.reshape(job.rows, job.tokens, one)
 
 
 cdef str _place(const Py_buffer *data):

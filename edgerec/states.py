@@ -106,3 +106,10 @@ class StateSpec:
         with np.errstate(invalid="ignore"):
             rounded = np.rint(groups / scales[..., None]).astype(np.int8)
         return rounded.reshape(states.shape), scales
+
+    def restore(self, values: NDArray[Any], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The numbers, float32 [..., G * W], that stored ones [..., G * W] with their scales [..., `scales`] stand for."""
+        if not self.scales:
+            return values.astype(np.float32)
+        groups = values.reshape(*values.shape[:-1], self.groups, self.width)
+        return np.asarray(groups * scales[..., None], np.float32).reshape(values.shape)

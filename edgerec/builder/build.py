@@ -17,15 +17,14 @@ from ..bundle import check_target
 from ..engine import open_engine
 from ..engine.machine import cpu_flags, int8_saturates
 from ..errors import BuildError, BundleError, EngineError
-from ..manifest import ENGINE_FILES, ITEM_ENGINE_FILE, QUERY_ENGINE_FILE
+from ..manifest import ENGINE_FILES
 from .calibrate import calibrate
-from .compile import compile_graph
+from .compile import compile_graph, ort_graphs
 from .contract import Export, read_export
 from .native import native_engine
 from .pack import pack, probe
 from .parity import Parity, Tolerance, Tolerances, fp32_logits, measure
 from .quantize import ACTIVATIONS, quantize_int8
-from .split import split_query
 from .trt import PRECISIONS as TENSORRT_PRECISIONS
 from .trt import Compiled, GpuOptions, compile_tensorrt
 from .trt_parity import measured_engine, with_gpu
@@ -136,7 +135,7 @@ def build_engine(
             # The draft is loaded by the code that will serve it: what is measured is what will run.
             draft = Path(folder) / "draft"
             pack(draft, source, engine, backend=backend, precision=precision, parity={})
-            with closing(measured_engine(draft, compiled, precision) if compiled else open_engine(draft, probe=False)) as built:
+            with closing(measured_engine(draft, compiled) if compiled else open_engine(draft, probe=False)) as built:
                 grade_min = float(source.model["grades"]["min"])
                 parity = measure(built, source.calibration, reference, grade_min=grade_min)
                 parity.check(bounds.of(precision), f"the {precision} {backend} engine of {source.name}")
@@ -188,10 +187,7 @@ def _engine(export: Export, backend: str | None, precision: str, clock: _Clock, 
     if backend == "reference":
         with clock.step("compile"):
             return backend, reason, {ENGINE_FILES[backend]: reference_engine(export)}
-    graphs = {ENGINE_FILES["ort"]: export.graph}
-    if export.states:
-        query, joint = split_query(export.graph)
-        graphs = {ENGINE_FILES["ort"]: joint, ITEM_ENGINE_FILE: export.item_graph, QUERY_ENGINE_FILE: query}
+    graphs = ort_graphs(export)
     if precision == "int8":
         if activations == "static" and export.states:
             raise BuildError(f"{export.folder}: static activations are calibrated for cross students only; leave --activations at token")

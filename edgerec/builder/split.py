@@ -34,7 +34,7 @@ def split_query(graph: bytes) -> tuple[bytes, bytes]:
     queries = onnx.helper.make_tensor_value_info(QUERIES, TensorProto.FLOAT, ["queries", "query_length", "hidden"])
     inputs = list(model.graph.input)
     asking = [value for value in inputs if value.name in QUERY_INPUTS]
-    return _part(model, asking, [queries]), _part(model, [*inputs, queries], list(model.graph.output))
+    return part(model, asking, [queries]), part(model, [*inputs, queries], list(model.graph.output))
 
 
 def _cut(graph: GraphProto) -> str:
@@ -58,7 +58,7 @@ def _cut(graph: GraphProto) -> str:
     return found.pop()
 
 
-def _part(model: onnx.ModelProto, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]) -> bytes:
+def part(model: onnx.ModelProto, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]) -> bytes:
     """The nodes that the outputs need, back to the inputs."""
     graph, given = model.graph, {value.name for value in inputs}
     wanted, nodes = {value.name for value in outputs} - given, list[NodeProto]()

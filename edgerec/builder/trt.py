@@ -11,30 +11,24 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..engine.trt_plans import COMPATIBLE, FLAVOURS, PLANS_FILE, Plan, Plans, Runtime, module_name, this_runtime
-from ..errors import BuildError, EngineError
+from ..engine import Engine
+from ..engine.trt_plans import COMPATIBLE, FLAVOURS, PARTS, PLANS_FILE, Buckets, Plan, Plans, Runtime, module_name, this_runtime
+from ..errors import BuildError
 from ..manifest import ENGINE_FILES
-from ..types import Batch
 from . import trt_child
-from .calibrate import calibrate
-from .compile import compile_graph
+from .compile import compile_graph, ort_graphs
 from .contract import Export
 from .native import native_engine
-from .parity import plain_session
 from .quantize import quantize_int8
-from .trt_half import HALVES, halve
 from .trt_inspect import summarise
-from .trt_qdq import EIGHTS, quantise
-from .trt_shapes import Buckets, check_buckets, choose_buckets
+from .trt_parts import Part, make_parts, sizes_of
 
-GRAPH_FILE, INSPECTOR_FILE = "tensorrt.onnx", "inspector.json"
+GRAPH_FILES = {"engine": "tensorrt.onnx", "query": "tensorrt.query.onnx", "items": "tensorrt.items.onnx"}
+INSPECTOR_FILE = "inspector.json"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 FALLBACKS = ("fp32", "bf16", "int8", "none")
 _FP8_FROM = 89
@@ -88,20 +82,20 @@ class Compiled:
     ----------
     files : the bundle's engine files by name, ``plans.json`` first.
     plans : their description.
-    emulation : the same arithmetic in float32, for a CPU.
+    emulation : opens the same arithmetic in float32, for a CPU.
     runtime : what this machine can run.
     fingerprint : more lines for the manifest.
     """
 
     files: dict[str, bytes]
     plans: Plans
-    emulation: bytes
+    emulation: Callable[[], Engine]
     runtime: Runtime
     fingerprint: dict[str, str | list[str]]
 
 
 def compile_tensorrt(export: Export, precision: str, options: GpuOptions, step: Step) -> Compiled:
-    """Typed graph, plans and CPU engine of a cross student.
+    """Typed graphs, plans and CPU engine of a student.
 
     Parameters
     ----------
@@ -110,11 +104,9 @@ def compile_tensorrt(export: Export, precision: str, options: GpuOptions, step: 
 
     Raises
     ------
-    BuildError : TensorRT is missing, refuses, crashes or takes too long; the GPU is missing and no target is named; a mid-fusion student.
+    BuildError : TensorRT is missing, refuses, crashes or takes too long; the GPU is missing and no target is named.
     """
     options.check()
-    if export.states:
-        raise BuildError(f"{export.folder}: TensorRT plans are built of cross students only, this one is mid-fusion; use --backend ort")
     here = this_runtime()
     flavour, targets = _flavour(options, here)
     _check_fp8(precision, [target or here.gpu.target for target in targets])
@@ -122,75 +114,41 @@ def compile_tensorrt(export: Export, precision: str, options: GpuOptions, step: 
         raise BuildError("TensorRT for RTX measures no kernels when it builds; leave --timing-cache out")
     if flavour == "tensorrt_rtx" and options.version_compatible:
         raise BuildError("TensorRT for RTX has no lean runtime to put into a plan; leave --version-compatible out")
-    buckets = options.buckets or choose_buckets(export.calibration.batch.attention_mask, export.limits.tokens)
-    buckets = check_buckets(buckets, export.limits.tokens)
-    slots = export.calibration.batch.feature_ids.shape[1] if export.limits.buckets else 0
+    sizes = sizes_of(export, options.buckets)
     with step("quantize"):
-        graph, emulation = typed_graphs(export, precision)
+        student = make_parts(export, precision, sizes)
     with step("compile"):
         fallback, cpu = _cpu_engine(export, options.fallback)
         plans, files, summaries = [], {}, {}
         for target in targets:
-            name = f"engine.{target or here.gpu.target}.plan"
-            version, files[name], inspector = _build(graph, flavour, target, buckets, slots, options)
             on_gpu = "" if target else here.gpu.name
-            plans.append(
-                Plan(
-                    file=name,
-                    target=target or here.gpu.target,
-                    flavour=flavour,
-                    version=version,
-                    hardware_compat=options.hardware_compat,
-                    version_compatible=options.version_compatible,
-                    gpu=on_gpu,
-                    driver=here.gpu.driver if on_gpu else "",
-                    os=sys.platform,
-                    machine=platform.machine(),
-                )
+            plan = Plan(
+                file=f"{PARTS[0]}.{target or here.gpu.target}.plan",
+                target=target or here.gpu.target,
+                flavour=flavour,
+                version="",
+                hardware_compat=options.hardware_compat,
+                version_compatible=options.version_compatible,
+                gpu=on_gpu,
+                driver=here.gpu.driver if on_gpu else "",
+                os=sys.platform,
+                machine=platform.machine(),
             )
-            why = here.gpu.reason or f"the GPU here is {here.gpu.target}"
-            summaries[name] = summarise(inspector) if inspector else {"not_run": why}
-    described = Plans(buckets, slots, fallback, tuple(plans))
+            for name, part in student.parts.items():
+                version, files[plan.part(name)], inspector = _build(part, flavour, target, options)
+                why = here.gpu.reason or f"the GPU here is {here.gpu.target}"
+                summaries[plan.part(name)] = summarise(inspector) if inspector else {"not_run": why}
+            plans.append(replace(plan, version=version))
+    described = Plans(sizes.buckets, sizes.slots, fallback, tuple(plans), sizes.asking)
     fingerprint: dict[str, str | list[str]] = {
         "tensorrt": f"{flavour} {plans[0].version}",
         "targets": [plan.target for plan in plans],
         "gpu": here.gpu.name or "none",
         "driver": here.gpu.driver or "none",
     }
-    data = {PLANS_FILE: _json(described.to_json()), **files, GRAPH_FILE: graph, INSPECTOR_FILE: _json(summaries), **cpu}
-    return Compiled(data, described, emulation, here, fingerprint)
-
-
-def typed_graphs(export: Export, precision: str) -> tuple[bytes, bytes]:
-    """The graph that TensorRT gets, and the same arithmetic in float32 for a CPU. Raises BuildError."""
-    if precision == "fp32":
-        return export.graph, export.graph
-    graph, half = export.graph, precision if precision in HALVES else "fp16"
-    if precision in EIGHTS:
-        graph = quantise(graph, precision, calibrate(graph, export.calibration.batch))
-    return halve(graph, half), halve(graph, half, emulate=True)
-
-
-class EmulatedEngine:
-    """The typed graph's arithmetic on the CPU, in float32 rounded wherever the graph rounds: what a plan should give, where no GPU is."""
-
-    backend = "tensorrt"
-
-    def __init__(self, compiled: Compiled, precision: str) -> None:
-        self.precision = precision
-        self._session = plain_session(compiled.emulation)
-        self._names = [value.name for value in self._session.get_inputs()]
-
-    def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits, float32 [B]. Raises EngineError."""
-        try:
-            return np.asarray(self._session.run(["logits"], {name: getattr(batch, name) for name in self._names})[0], np.float32)
-        # ONNX Runtime's exceptions share no base class but Exception.
-        except Exception as error:
-            raise EngineError(f"onnxruntime cannot run the {self.precision} graph: {error}") from error
-
-    def close(self) -> None:
-        """Nothing is held that the garbage collector does not know."""
+    graphs = {GRAPH_FILES[name]: part.typed for name, part in student.parts.items()}
+    data = {PLANS_FILE: _json(described.to_json()), **files, **graphs, INSPECTOR_FILE: _json(summaries), **cpu}
+    return Compiled(data, described, student.emulation, here, fingerprint)
 
 
 def _check_fp8(precision: str, targets: Sequence[str]) -> None:
@@ -224,19 +182,18 @@ def _flavour(options: GpuOptions, here: Runtime) -> tuple[str, tuple[str, ...]]:
     return "tensorrt_rtx", options.targets if ahead else ("",)
 
 
-def _build(graph: bytes, flavour: str, target: str, buckets: Buckets, slots: int, options: GpuOptions) -> tuple[str, bytes, Any]:
+def _build(part: Part, flavour: str, target: str, options: GpuOptions) -> tuple[str, bytes, Any]:
     """One plan: the version that built it, its bytes, and what the inspector says."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        (folder / "student.onnx").write_bytes(graph)
+        (folder / "student.onnx").write_bytes(part.typed)
         job = {
             "sys_path": sys.path,
             "module": module_name(flavour),
             "onnx": str(folder / "student.onnx"),
             "plan": str(folder / "engine.plan"),
             "answer": str(folder / "answer.json"),
-            "buckets": buckets,
-            "slots": slots,
+            "profiles": part.profiles,
             "target": target,
             "hardware_compat": options.hardware_compat,
             "version_compatible": options.version_compatible,
@@ -287,8 +244,10 @@ def _cpu_engine(export: Export, precision: str) -> tuple[tuple[str, ...], dict[s
     except BuildError:
         if precision == "bf16":
             raise
-    graph = quantize_int8(export.graph, reduce_range=True) if precision == "int8" else export.graph
-    return ("ort", precision), {ENGINE_FILES["ort"]: compile_graph(graph)}
+    graphs = ort_graphs(export)
+    if precision == "int8":
+        graphs = {name: quantize_int8(graph, reduce_range=True) for name, graph in graphs.items()}
+    return ("ort", precision), {name: compile_graph(graph) for name, graph in graphs.items()}
 
 
 def _json(value: Any) -> bytes:

@@ -33,8 +33,8 @@ def build(trt: Any, job: dict[str, Any], log: Any) -> dict[str, Any]:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job["workspace_bytes"])
     # The fp32 parity gate is far below what TF32 keeps.
     config.clear_flag(trt.BuilderFlag.TF32)
-    for rows, tokens in job["buckets"]:
-        _add_profile(builder, config, network, rows, tokens, job["slots"])
+    for shapes in job["profiles"]:
+        _add_profile(builder, config, network, shapes)
     _set_target(trt, config, job["target"])
     if job["hardware_compat"] != "none":
         name = {"ampere_plus": "AMPERE_PLUS", "same_cc": "SAME_COMPUTE_CAPABILITY"}[job["hardware_compat"]]
@@ -61,15 +61,18 @@ def build(trt: Any, job: dict[str, Any], log: Any) -> dict[str, Any]:
     }
 
 
-def _add_profile(builder: Any, config: Any, network: Any, rows: int, tokens: int, slots: int) -> None:
+def _add_profile(builder: Any, config: Any, network: Any, shapes: dict[str, list[int]]) -> None:
     """Minimum, optimum and maximum are one shape: kernels are tuned for it, and memory is known beforehand."""
     profile = builder.create_optimization_profile()
     for i in range(network.num_inputs):
         name = network.get_input(i).name
-        shape = (rows, slots if name.startswith("feature") else tokens)
+        if name not in shapes:
+            raise Refused(f"the graph has an input {name}, for which no shape was given")
+        shape = tuple(shapes[name])
         profile.set_shape(name, shape, shape, shape)
     if config.add_optimization_profile(profile) < 0:
-        raise Refused(f"bucket {rows}x{tokens} is no valid profile of this network; the graph's fixed sizes differ")
+        told = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+        raise Refused(f"{told} is no valid profile of this network; the graph's fixed sizes differ")
 
 
 def _set_target(trt: Any, config: Any, target: str) -> None:

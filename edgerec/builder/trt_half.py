@@ -6,7 +6,7 @@ head) stay float32, where half precision overflows or loses what ranking needs; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -21,18 +21,20 @@ HALVES: Mapping[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BF
 # Below this many weights a product costs nothing, and its rounding goes straight into the logit.
 _MIN_WEIGHTS = 1024
 # What only moves numbers keeps their type, so that a cast stands behind it and not before.
-_MOVES = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Identity"})
+_MOVES = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Identity", "Concat"})
+_TOKENS = frozenset({"input_ids", "query_ids", "item_ids"})
 _HALF = frozenset({"MatMul", "QuantizeLinear", "DequantizeLinear"})
 _LARGEST = 65504.0
 
 
-def halve(graph: bytes, precision: str, *, emulate: bool = False) -> bytes:
+def halve(graph: bytes, precision: str, *, emulate: bool = False, inputs: Collection[str] = ()) -> bytes:
     """The graph with its products in ``fp16`` or ``bf16``; same inputs, float32 logits.
 
     Parameters
     ----------
     graph : an fp32 model; Q/DQ nodes of `edgerec.builder.trt_qdq` get half scales.
     emulate : compute the same in float32, rounding to half wherever the typed graph does: for a CPU that has no such arithmetic.
+    inputs : float32 inputs that the typed graph takes in half precision; the emulation takes them as they are, and rounds.
 
     Raises
     ------
@@ -40,7 +42,8 @@ def halve(graph: bytes, precision: str, *, emulate: bool = False) -> bytes:
     """
     model = onnx.load_model_from_string(graph)
     rewriter = _Halver(model, HALVES[precision], emulate=emulate)
-    nodes = [new for node in model.graph.node for new in rewriter.rewrite(node)]
+    nodes = [new for name in inputs for new in rewriter.take_half(name)]
+    nodes += [new for node in model.graph.node for new in rewriter.rewrite(node)]
     used = {name for node in nodes for name in node.input}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer} | rewriter.initializers
     del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
@@ -57,14 +60,31 @@ class _Halver:
         self.initializers: dict[str, TensorProto] = {}
         self._kind, self._emulate = kind, emulate
         self._floats = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
-        self._outputs = {value.name for value in model.graph.output}
+        self._inputs, self._outputs = list(model.graph.input), {value.name for value in model.graph.output}
         self._half: set[str] = set()
         self._products: set[str] = set()
         self._cast: dict[tuple[str, bool], str] = {}
+        self._rounded: dict[str, str] = {}
+
+    def take_half(self, name: str) -> Iterator[NodeProto]:
+        """Let an input be half; emulated, round what it gives."""
+        self._half.add(name)
+        if self._emulate:
+            self._rounded[name] = f"{name}.taken"
+            yield _cast_node(name, f"{name}.rounded", self._kind)
+            yield _cast_node(f"{name}.rounded", f"{name}.taken", TensorProto.FLOAT)
+            self._half.add(f"{name}.taken")
+            return
+        next(value for value in self._inputs if value.name == name).type.tensor_type.elem_type = self._kind
 
     def rewrite(self, node: NodeProto) -> Iterator[NodeProto]:
         """The node, with casts before it (and, emulated, behind it) where its type asks for them."""
-        moves = node.op_type in _MOVES and node.input[0] in self._half and node.output[0] not in self._outputs
+        if node.op_type == "Shape":
+            yield node
+            return
+        node.input[:] = [self._rounded.get(name, name) for name in node.input]
+        parts = node.input if node.op_type == "Concat" else node.input[:1]
+        moves = node.op_type in _MOVES and self._half.issuperset(parts) and node.output[0] not in self._outputs
         if not moves and not self._is_half(node):
             for place, name in enumerate(node.input):
                 if name in self._half:
@@ -89,13 +109,15 @@ class _Halver:
             yield _cast_node(f"{result}.rounded", result, TensorProto.FLOAT)
 
     def _is_half(self, node: NodeProto) -> bool:
+        if node.output[0] in self._outputs:
+            return False
         if node.op_type == "MatMul":
             weight = self._floats.get(node.input[1])
             return weight is None or int(np.prod(weight.dims)) >= _MIN_WEIGHTS
         if node.op_type == "Add":  # the bias of a product
             return node.input[0] in self._products and len(getattr(self._floats.get(node.input[1]), "dims", ())) == 1
         if node.op_type == "Gather":  # the word table: half of it is half of most students
-            return node.input[0] in self._floats and node.input[1] == "input_ids"
+            return node.input[0] in self._floats and node.input[1] in _TOKENS
         return node.op_type in _HALF
 
     def _is_float(self, node: NodeProto, place: int) -> bool:

@@ -208,7 +208,7 @@ def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool
     model = read_json(root, manifest, "model.json")
     limits = Limits.from_model(model, f"{root}: model.json")
     if StateSpec.from_model(model, f"{root}: model.json") is not None:
-        return _load_mid(root, manifest, model, limits, threads=threads, spinning=spinning)
+        return _load_mid(root, manifest, model, limits, threads=threads, spinning=spinning, fallback=fallback)
     if manifest.backend == "ort":
         from .ort import OrtEngine
 
@@ -229,7 +229,7 @@ def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool
 
 
 def _load_mid(
-    root: Path, manifest: Manifest, model: Mapping[str, Any], limits: Limits, *, threads: int | None, spinning: bool
+    root: Path, manifest: Manifest, model: Mapping[str, Any], limits: Limits, *, threads: int | None, spinning: bool, fallback: bool
 ) -> MidEngine:
     if manifest.backend == "ort":
         from .mid_ort import open_mid_ort
@@ -239,6 +239,10 @@ def _load_mid(
         from .mid_native import MidNativeEngine
 
         return MidNativeEngine(root, manifest, model, limits, threads=threads)
+    if manifest.backend == "tensorrt":
+        from .trt_mid import open_mid_tensorrt
+
+        return open_mid_tensorrt(root, manifest, model, limits, threads=threads, fallback=fallback)
     if manifest.backend == "reference":
         from .mid_reference import open_mid_reference
 

@@ -5,7 +5,7 @@ Shape letters: B rows, U items, Q queries, R query tokens, T tokens, G states of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,9 +128,7 @@ class MidRunner:
         lengths = (np.diff(offsets) + len(suffix)).astype(np.int32)
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
         values, scales = np.zeros((ends[-1], spec.numbers), PRECISIONS[spec.precision]), np.zeros((ends[-1], spec.scales), np.float32)
-        order = np.argsort(lengths, kind="stable")
-        for begin in range(0, len(order), ENCODE_ITEMS):
-            chosen = order[begin : begin + ENCODE_ITEMS]
+        for chosen in self._passes(lengths):
             ids = np.full((len(chosen), int(lengths[chosen].max())), self._layout.pad_id, np.int32)
             for place, item in enumerate(chosen):
                 own = tokens[offsets[item] : offsets[item + 1]]
@@ -144,6 +142,11 @@ class MidRunner:
     def close(self) -> None:
         """See `edgerec.engine.Engine`."""
         self._close()
+
+    def _passes(self, lengths: Ints) -> Iterator[NDArray[np.intp]]:
+        """Which items are encoded together: those of like length."""
+        order = np.argsort(lengths, kind="stable")
+        return (order[begin : begin + ENCODE_ITEMS] for begin in range(0, len(order), ENCODE_ITEMS))
 
     def _check(self, batch: StateBatch) -> None:
         self._check_tokens("query_ids", batch.query_ids, batch.query_lengths, self._layout.item_start)

@@ -17,7 +17,7 @@ from . import Limits, RaggedEngine, check_range
 from .machine import usable_cores
 from .trt_device import FEATURES, TOKENS, Device, Slot
 from .trt_fallback import Instead, fill_rows, open_fallback
-from .trt_plans import PLANS_FILE, Plans, choose, rebuild_command, this_runtime
+from .trt_plans import PARTS, PLANS_FILE, Plans, choose, rebuild_command, this_runtime
 
 LANES = 4
 """At most so many calls in flight by default: more only wait for each other on the GPU, and each costs memory there."""
@@ -48,7 +48,7 @@ def open_tensorrt(root: Path, manifest: Manifest, limits: Limits, *, threads: in
         why = f"no TensorRT plan of {manifest.model_version} runs here: {why}; build one with: {command}"
         return _instead(cpu, EngineError(why))
     try:
-        device = Device(read_file(root, manifest, plan.file), plan, plans, lanes=threads or min(LANES, usable_cores()))
+        device = Device({PARTS[0]: read_file(root, manifest, plan.file)}, plan, plans, lanes=threads or min(LANES, usable_cores()))
     except (EngineError, MissingExtraError) as error:
         return _instead(cpu, error)
     return TensorRtEngine(device, plans, limits, manifest.precision, cpu)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError, MissingExtraError
-from .trt_plans import Plan, Plans, module_name
+from .trt_plans import PARTS, Plan, Plans, module_name
 
 _ALIGNED = 256
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
@@ -27,44 +27,21 @@ FEATURES = ("feature_ids", "feature_weights")
 OUTPUT = "logits"
 
 
-class Slot:
-    """One bucket of one lane. ``views`` are the inputs in pinned memory, by name; ``logits`` is filled by a run, float32 [rows]."""
+class Launch:
+    """Work on one stream, launched plainly or as one CUDA graph; what it does is its `enqueue`."""
 
-    def __init__(self, device: Device, stream: Any, scratch: Any, index: int) -> None:
-        cuda, self._device, self._stream = device.cuda, device, stream
-        rows, tokens = device.plans.buckets[index]
-        shapes = dict.fromkeys(TOKENS, (rows, tokens))
-        if device.plans.slots:
-            shapes |= dict.fromkeys(FEATURES, (rows, device.plans.slots))
-        starts, size = {}, 0
-        for name, shape in shapes.items():
-            starts[name] = size
-            size += -(-4 * prod(shape) // _ALIGNED) * _ALIGNED
-        self._host = cuda.pagelocked_empty(size, np.uint8)
-        self._host[:] = 0
-        self._inputs, self._outputs = cuda.mem_alloc(size), cuda.mem_alloc(4 * rows)
-        self.logits: NDArray[np.float32] = cuda.pagelocked_empty(rows, np.float32)
-        self.views: dict[str, Any] = {}
-        for name, shape in shapes.items():
-            part = self._host[starts[name] : starts[name] + 4 * prod(shape)]
-            self.views[name] = part.view(np.float32 if name == "feature_weights" else np.int32).reshape(shape)
-        self._context = device.context(scratch)
-        _agreed(self._context.set_optimization_profile_async(index, stream.handle), f"profile {index}")
-        for name, shape in shapes.items():
-            _agreed(self._context.set_input_shape(name, shape), f"{name} of {list(shape)}")
-            _agreed(self._context.set_tensor_address(name, int(self._inputs) + starts[name]), f"an address for {name}")
-        _agreed(self._context.set_tensor_address(OUTPUT, int(self._outputs)), f"an address for {OUTPUT}")
-        if unknown := self._context.infer_shapes():
-            raise EngineError(f"the plan needs more inputs than edgerec has: {', '.join(unknown)}; build the bundle again")
+    def __init__(self, device: Device, stream: Any) -> None:
+        self._device, self._stream = device, stream
         self.graph: Any = None
         self._forget: Callable[[], object] = lambda: None
 
     def enqueue(self) -> None:
-        """Copy there, run, copy back: on the stream, without waiting."""
-        cuda = self._device.cuda
-        cuda.memcpy_htod_async(self._inputs, self._host, self._stream)
-        _agreed(self._context.execute_async_v3(self._stream.handle), "to run")
-        cuda.memcpy_dtoh_async(self.logits, self._outputs, self._stream)
+        """Put all of it on the stream, without waiting."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Launch it, without waiting."""
+        (self.graph or self.enqueue)()
 
     def capture(self, driver: Any) -> None:
         """Record `enqueue` as a CUDA graph. Raises EngineError when the driver or the plan does not allow it."""
@@ -85,9 +62,48 @@ class Slot:
         forget()
 
     def run(self) -> None:
-        """Score what lies in ``views``; afterwards ``logits`` has the result. Waiting does not hold the GIL."""
-        (self.graph or self.enqueue)()
+        """Launch it and wait; afterwards what is copied back is there. Waiting does not hold the GIL."""
+        self.start()
         self._stream.synchronize()
+
+
+class Slot(Launch):
+    """One bucket of one lane. ``views`` are the inputs in pinned memory, by name; ``logits`` is filled by a run, float32 [rows]."""
+
+    def __init__(self, device: Device, stream: Any, scratch: Any, index: int) -> None:
+        super().__init__(device, stream)
+        cuda = device.cuda
+        rows, tokens = device.plans.buckets[index]
+        shapes = dict.fromkeys(TOKENS, (rows, tokens))
+        if device.plans.slots:
+            shapes |= dict.fromkeys(FEATURES, (rows, device.plans.slots))
+        starts, size = {}, 0
+        for name, shape in shapes.items():
+            starts[name] = size
+            size += -(-4 * prod(shape) // _ALIGNED) * _ALIGNED
+        self._host = cuda.pagelocked_empty(size, np.uint8)
+        self._host[:] = 0
+        self._inputs, self._outputs = cuda.mem_alloc(size), cuda.mem_alloc(4 * rows)
+        self.logits: NDArray[np.float32] = cuda.pagelocked_empty(rows, np.float32)
+        self.views: dict[str, Any] = {}
+        for name, shape in shapes.items():
+            part = self._host[starts[name] : starts[name] + 4 * prod(shape)]
+            self.views[name] = part.view(np.float32 if name == "feature_weights" else np.int32).reshape(shape)
+        self._context = device.context(scratch)
+        agreed(self._context.set_optimization_profile_async(index, stream.handle), f"profile {index}")
+        for name, shape in shapes.items():
+            agreed(self._context.set_input_shape(name, shape), f"{name} of {list(shape)}")
+            agreed(self._context.set_tensor_address(name, int(self._inputs) + starts[name]), f"an address for {name}")
+        agreed(self._context.set_tensor_address(OUTPUT, int(self._outputs)), f"an address for {OUTPUT}")
+        if unknown := self._context.infer_shapes():
+            raise EngineError(f"the plan needs more inputs than edgerec has: {', '.join(unknown)}; build the bundle again")
+
+    def enqueue(self) -> None:
+        """Copy there, run, copy back: on the stream, without waiting."""
+        cuda = self._device.cuda
+        cuda.memcpy_htod_async(self._inputs, self._host, self._stream)
+        agreed(self._context.execute_async_v3(self._stream.handle), "to run")
+        cuda.memcpy_dtoh_async(self.logits, self._outputs, self._stream)
 
 
 class Device:
@@ -95,7 +111,7 @@ class Device:
 
     Parameters
     ----------
-    data : the plan, verified.
+    data : the plans by part, verified.
     plan, plans : what it is, and the buckets it was built for.
     lanes : calls that may be in flight at once; each has device memory of its own.
     graphs : record CUDA graphs where that is possible.
@@ -109,11 +125,12 @@ class Device:
     MissingExtraError : pycuda is not installed. EngineError : the plan is refused, is of other shapes, or the GPU has not enough memory.
     """
 
-    def __init__(self, data: bytes, plan: Plan, plans: Plans, *, lanes: int, graphs: bool = True) -> None:
+    def __init__(self, data: Mapping[str, bytes], plan: Plan, plans: Plans, *, lanes: int, graphs: bool = True) -> None:
         self.plans, self.launches, self._pid = plans, "plain launches: not asked for", os.getpid()
         self.cuda = _driver()
         self._trt: Any = importlib.import_module(module_name(plan.flavour))
-        self._idle: list[list[Slot]] = []
+        self.engines: dict[str, Any] = {}
+        self._idle: list[Any] = []
         self._lanes, self._closed, self._change = lanes, False, threading.Condition()
         self._kept: list[Any] = []
         with self.guard():
@@ -123,11 +140,12 @@ class Device:
             self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
             if plan.version_compatible:  # such a plan brings code of its own for the host; its hash was checked
                 self._runtime.engine_host_code_allowed = True
-            self._engine = self._runtime.deserialize_cuda_engine(data)
-            if self._engine is None:
-                raise EngineError(
-                    f"{plan.flavour} {self._trt.__version__} refuses {plan.file}, though it fits by plans.json; build it again"
-                )
+            for name, part in data.items():
+                self.engines[name] = self._runtime.deserialize_cuda_engine(part)
+                if self.engines[name] is None:
+                    raise EngineError(
+                        f"{plan.flavour} {self._trt.__version__} refuses {plan.part(name)}, though it fits by plans.json; build it again"
+                    )
             self._check_shapes(plan)
             self._idle = [self._lane() for _ in range(lanes)]
             for lane in self._idle:
@@ -136,17 +154,22 @@ class Device:
             if graphs:
                 self._capture()
 
-    def context(self, scratch: Any) -> Any:
-        """A new execution context that computes in the lane's scratch memory."""
+    @property
+    def scratch_bytes(self) -> int:
+        """What the scratch memory of a lane needs."""
+        return max(1, *(int(engine.device_memory_size_v2) for engine in self.engines.values()))
+
+    def context(self, scratch: Any, part: str = PARTS[0]) -> Any:
+        """A new execution context of a part that computes in the lane's scratch memory."""
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
+        context = self.engines[part].create_execution_context(strategy)
         if context is None:
             raise EngineError("TensorRT could not make an execution context; is there GPU memory left?")
-        context.set_device_memory(int(scratch), max(1, self._engine.device_memory_size_v2))
+        context.set_device_memory(int(scratch), self.scratch_bytes)
         return context
 
     @contextmanager
-    def lane(self) -> Iterator[list[Slot]]:
+    def lane(self) -> Iterator[Any]:
         """A free lane, one slot a bucket, for this thread; waits while all are busy. Raises EngineError once closed."""
         if self._pid != os.getpid():
             raise EngineError("the GPU was opened before a fork, and a child process cannot use it; open the bundle in the child")
@@ -183,7 +206,8 @@ class Device:
             # Contexts before their engine, memory while its context is current.
             self._idle.clear()
             self._kept.clear()
-            del self._engine, self._runtime
+            self.engines.clear()
+            del self._runtime
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -206,10 +230,14 @@ class Device:
                 raise
             raise EngineError(f"the GPU failed: {type(error).__name__}: {error}") from error
 
-    def _lane(self) -> list[Slot]:
-        stream = self.cuda.Stream()
-        scratch = self.cuda.mem_alloc(max(1, self._engine.device_memory_size_v2))
+    def _workplace(self) -> tuple[Any, Any]:
+        """A stream and scratch memory for one lane."""
+        stream, scratch = self.cuda.Stream(), self.cuda.mem_alloc(self.scratch_bytes)
         self._kept += [stream, scratch]
+        return stream, scratch
+
+    def _lane(self) -> Any:
+        stream, scratch = self._workplace()
         return [Slot(self, stream, scratch, index) for index in range(len(self.plans.buckets))]
 
     def _capture(self) -> None:
@@ -233,7 +261,7 @@ class Device:
 
     def _check_shapes(self, plan: Plan) -> None:
         """The plan's inputs and profiles are those that plans.json says."""
-        engine = self._engine
+        engine = self.engines[PARTS[0]]
         names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         wanted = {*TOKENS, *(FEATURES if self.plans.slots else ()), OUTPUT}
         if names != wanted or engine.num_optimization_profiles != len(self.plans.buckets):
@@ -257,7 +285,8 @@ def _driver() -> Any:
         raise EngineError(f"pycuda cannot be imported: {error}; it needs the NVIDIA driver and CUDA's libraries") from error
 
 
-def _agreed(value: Any, what: str) -> None:
+def agreed(value: Any, what: str) -> None:
+    """Raise EngineError unless TensorRT said yes."""
     if not value:
         raise EngineError(f"TensorRT refuses {what}")
 

@@ -31,6 +31,10 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
 }
 COMPATIBLE = ("none", "ampere_plus", "same_cc")
 MAX_ROWS, MAX_TOKENS, MAX_BUCKETS = 4096, 8192, 16
+PARTS = ("engine", "query", "items")
+"""A mid-fusion student's plans for one target: joint layers, layers that see the query alone, item encoder. Others have the first alone."""
+Buckets = tuple[tuple[int, int], ...]
+_ITEM_ROWS = 64
 _TEXTS = ("file", "target", "flavour", "version", "hardware_compat", "gpu", "driver", "os", "machine")
 
 
@@ -60,6 +64,10 @@ class Plan:
     os: str
     machine: str
 
+    def part(self, name: str) -> str:
+        """The file of one of ``PARTS``."""
+        return name + self.file.removeprefix(PARTS[0])
+
 
 @dataclass(frozen=True, slots=True)
 class Plans:
@@ -67,16 +75,19 @@ class Plans:
 
     Attributes
     ----------
-    buckets : (rows, tokens), the shapes that every plan was built for; profile i is bucket i.
+    buckets : (rows, tokens), the shapes that every plan was built for; profile i is bucket i. For a mid-fusion student, rows and tokens of
+        items for each length of a query: profile ``a * len(buckets) + i`` is ``asking[a]`` with bucket i.
     slots : feature slots, F; 0 without features.
     fallback : backend and precision of the CPU engine beside the plans; empty without.
     plans : in the order in which they were built.
+    asking : the lengths of a query's side that a mid-fusion student's plans were built for, ascending; empty of another.
     """
 
-    buckets: tuple[tuple[int, int], ...]
+    buckets: Buckets
     slots: int
     fallback: tuple[str, ...]
     plans: tuple[Plan, ...]
+    asking: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object ``plans.json`` holds."""
@@ -89,8 +100,12 @@ class Plans:
         if top.get("version") != VERSION:
             raise BundleError(f"{what}: version is {top.get('version')!r:.80}, this edgerec reads {VERSION}; build the bundle again")
         buckets, slots, fallback, listed = (top.get(key) for key in ("buckets", "slots", "fallback", "plans"))
+        asking = top.get("asking", [])
         if not isinstance(buckets, list) or not 1 <= len(buckets) <= MAX_BUCKETS or not all(map(_is_bucket, buckets)):
             raise BundleError(f"{what}: buckets is {buckets!r:.80}, expected 1 to {MAX_BUCKETS} pairs of rows and tokens")
+        lengths = isinstance(asking, list) and len(asking) <= MAX_BUCKETS and all(type(n) is int and 1 <= n <= MAX_TOKENS for n in asking)
+        if not lengths or asking != sorted(set(asking)):
+            raise BundleError(f"{what}: asking is {asking!r:.80}, expected at most {MAX_BUCKETS} lengths of a query, ascending")
         if type(slots) is not int or not 0 <= slots <= 1 << 16:
             raise BundleError(f"{what}: slots is {slots!r:.80}, expected an integer from 0 on")
         if fallback not in ([], *(["native", p] for p in ("fp32", "bf16", "int8")), ["ort", "fp32"], ["ort", "int8"]):
@@ -98,7 +113,7 @@ class Plans:
         if not isinstance(listed, list) or not listed:
             raise BundleError(f"{what}: plans must be a list of at least one plan")
         plans = tuple(_plan(json_object(entry, f"{what}: plans"), what) for entry in listed)
-        return cls(tuple((b[0], b[1]) for b in buckets), slots, tuple(fallback), plans)
+        return cls(tuple((b[0], b[1]) for b in buckets), slots, tuple(fallback), plans, tuple(asking))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +129,11 @@ class Runtime:
 def this_runtime() -> Runtime:
     """Ask the driver and the installed packages; nothing of TensorRT is imported."""
     return Runtime(find_gpu(), {flavour: version for flavour in FLAVOURS if (version := installed_version(flavour))})
+
+
+def item_buckets(buckets: Buckets) -> Buckets:
+    """(rows, tokens) of the item encoder's profiles, by tokens, where those of the joint layers are ``buckets``."""
+    return tuple((_ITEM_ROWS, tokens) for tokens in sorted({tokens for _, tokens in buckets}))
 
 
 def module_name(flavour: str) -> str:

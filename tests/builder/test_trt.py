@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from fixtures_export import make_export
 from fixtures_standin import GPU, standin
 from onnx import helper
 
-from edgerec.builder import GpuOptions, build_engine
+from edgerec.builder import GpuOptions, build_engine, trt_parts
 from edgerec.builder import trt as builder
 from edgerec.builder.calibrate import calibrate
 from edgerec.builder.contract import Export, read_export
@@ -65,6 +64,11 @@ def options(**given: Any) -> GpuOptions:
     return GpuOptions(**{"buckets": ((8, 32),), "targets": ("sm_89",), **given})
 
 
+def profile(rows: int, tokens: int, slots: int) -> dict[str, tuple[int, int]]:
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return dict.fromkeys(names, (rows, tokens)) | dict.fromkeys(("feature_ids", "feature_weights"), (rows, slots))
+
+
 def real(graph: bytes, folder: Path, **changes: Any) -> dict[str, Any]:
     """One child's answer about a graph."""
     (folder / "student.onnx").write_bytes(graph)
@@ -75,8 +79,7 @@ def real(graph: bytes, folder: Path, **changes: Any) -> dict[str, Any]:
         "module": "tensorrt_rtx_bindings",
         "onnx": str(folder / "student.onnx"),
         "answer": str(folder / "answer.json"),
-        "buckets": [[8, 32]],
-        "slots": 12,
+        "profiles": [profile(8, 32, 12)],
         "target": "sm_89",
         "hardware_compat": "none",
         "version_compatible": False,
@@ -138,6 +141,12 @@ def test_a_bucket_that_contradicts_the_graph_is_refused(source: Export, tmp_path
         if not value.name.startswith("feature"):
             value.type.tensor_type.shape.dim[1].dim_value = 16
     assert "profile has min=32, opt=32, max=32 but tensor has 16" in real(model.SerializeToString(), tmp_path)["error"]
+
+
+@rtx
+def test_an_input_without_a_shape_is_named(source: Export, tmp_path: Path) -> None:
+    shapes = {name: shape for name, shape in profile(8, 32, 12).items() if name != "feature_ids"}
+    assert "an input feature_ids, for which no shape was given" in real(source.graph, tmp_path, profiles=[shapes])["error"]
 
 
 @rtx
@@ -228,14 +237,6 @@ def test_options_that_make_no_plan_are_refused(export: Path, tmp_path: Path, nam
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_mid_fusion_student_is_refused(source: Export) -> None:
-    from edgerec.states import StateSpec
-
-    mid = replace(source, states=StateSpec(groups=1, width=16, precision="fp32", sha256="0" * 64))
-    with pytest.raises(BuildError, match="this one is mid-fusion"):
-        builder.compile_tensorrt(mid, "fp16", options(), lambda name: pytest.fail(name))
-
-
 def test_on_a_gpu_parity_is_that_of_the_plan(export: Path, tmp_path: Path) -> None:
     with standin():
         report = build_engine(export, tmp_path / "bundle", backend="tensorrt", precision="fp16", gpu=options(targets=()))
@@ -249,8 +250,8 @@ def test_on_a_gpu_parity_is_that_of_the_plan(export: Path, tmp_path: Path) -> No
 
 
 def test_a_plan_that_computes_something_else_is_not_packed(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    typed = builder.typed_graphs
-    monkeypatch.setattr(builder, "typed_graphs", lambda export, precision: (_negated(typed(export, precision)[0]), export.graph))
+    typed = trt_parts.typed_graphs
+    monkeypatch.setattr(trt_parts, "typed_graphs", lambda *given: (_negated(typed(*given)[0]), given[0]))
     with standin(), pytest.raises(BuildError, match="fp32 tensorrt engine of tiny-l2 does not match"):
         build_engine(export, tmp_path / "bundle", backend="tensorrt", gpu=options(targets=()))
     assert not (tmp_path / "bundle").exists()
@@ -350,6 +351,7 @@ def test_students_of_real_size_build_for_every_target(real_graph: bytes, tmp_pat
     for target in TARGETS:
         if precision == "fp8" and target in ("sm_80", "sm_86"):
             continue  # refused before TensorRT is asked; see above
-        answer = real(graph, tmp_path, target=target, slots=32, buckets=[[32, 32], [128, 32], [32, 64], [128, 64]])
+        shapes = [profile(*bucket, 32) for bucket in ((32, 32), (128, 32), (32, 64), (128, 64))]
+        answer = real(graph, tmp_path, target=target, profiles=shapes)
         assert "error" not in answer
         assert (tmp_path / "plan").stat().st_size > 1_000_000

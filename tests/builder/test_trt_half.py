@@ -14,8 +14,8 @@ from onnx.reference import ReferenceEvaluator
 from edgerec.builder.calibrate import calibrate
 from edgerec.builder.contract import Export, read_export
 from edgerec.builder.parity import plain_session, split
-from edgerec.builder.trt import typed_graphs
 from edgerec.builder.trt_half import HALVES, halve, rounded_half
+from edgerec.builder.trt_parts import typed_graphs
 from edgerec.builder.trt_qdq import EIGHTS, as_fp8, as_int8, quantise
 from edgerec.builder.weights import read_safetensors
 from edgerec.errors import BuildError
@@ -35,14 +35,17 @@ def run(export: Export, graph: bytes, *, reference: bool = False) -> np.ndarray:
     return (ReferenceEvaluator(model) if reference else plain_session(graph)).run(None, feeds)[0]
 
 
+def typed(export: Export, precision: str) -> tuple[bytes, bytes]:
+    return typed_graphs(export.graph, precision, lambda: calibrate(export.graph, export.calibration.batch))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_typed_graph_is_valid_and_near_fp32(export: Export, precision: str) -> None:
-    typed, emulation = typed_graphs(export, precision)
-    for graph in (typed, emulation):
+    for graph in typed(export, precision):
         model = onnx.load_model_from_string(graph)
         onnx.checker.check_model(model, full_check=True)
         assert model.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
-    exact, found = export.calibration.logits[:32], run(export, emulation)
+    exact, found = export.calibration.logits[:32], run(export, typed(export, precision)[1])
     bound = {"fp16": 0.005, "bf16": 0.05, "int8": 0.1, "fp8": 0.3}[precision]
     assert 0 < np.sqrt(np.mean((found - exact) ** 2)) < bound * exact.std()
 
@@ -50,9 +53,8 @@ def test_a_typed_graph_is_valid_and_near_fp32(export: Export, precision: str) ->
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_emulation_is_as_far_from_fp32_as_the_typed_graph(export: Export, precision: str) -> None:
     # ONNX's own evaluator knows bf16 and fp8. Single numbers may round the other way; the size of the error may not differ.
-    typed, emulation = typed_graphs(export, precision)
     exact = export.calibration.logits[:32]
-    errors = [np.sqrt(np.mean((run(export, graph, reference=True) - exact) ** 2)) for graph in (typed, emulation)]
+    errors = [np.sqrt(np.mean((run(export, graph, reference=True) - exact) ** 2)) for graph in typed(export, precision)]
     assert 0.5 < errors[0] / errors[1] < 2
 
 
@@ -64,9 +66,9 @@ def types_of(graph: bytes) -> dict[str, int]:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_products_are_half_and_what_sums_over_many_numbers_is_float32(export: Export, precision: str) -> None:
-    typed, _ = typed_graphs(export, precision)
-    types, half = types_of(typed), HALVES.get(precision, TensorProto.FLOAT16)
-    graph = onnx.load_model_from_string(typed).graph
+    data, _ = typed(export, precision)
+    types, half = types_of(data), HALVES.get(precision, TensorProto.FLOAT16)
+    graph = onnx.load_model_from_string(data).graph
     nodes, sizes = graph.node, {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
     large = [node for node in nodes if node.op_type == "MatMul" and sizes.get(node.input[1], 1024) >= 1024]
     assert large
@@ -80,7 +82,7 @@ def test_products_are_half_and_what_sums_over_many_numbers_is_float32(export: Ex
 
 
 def test_no_value_is_cast_twice_to_the_same_type(export: Export) -> None:
-    nodes = onnx.load_model_from_string(typed_graphs(export, "fp16")[0]).graph.node
+    nodes = onnx.load_model_from_string(typed(export, "fp16")[0]).graph.node
     casts = [(node.input[0], node.attribute[0].i) for node in nodes if node.op_type == "Cast"]
     assert len(casts) == len(set(casts))
 

@@ -78,6 +78,8 @@ CASES = [
     Case("tensorrt", "fp32", True, 1e-5),
     Case("tensorrt", "fp16", False, 5e-3),
     Case("tensorrt", "int8", True, 0.05),
+    Case("tensorrt", "fp32", True, 1e-4, mid=PER_LAYER),
+    Case("tensorrt", "fp16", False, 0.02, mid=NARROW),
     Case("ort", "fp32", True, 1e-4, mid=PER_LAYER),
     # A number between two int8 steps may be rounded to either when its row has other company.
     Case("ort", "fp32", False, 0.02, mid=NARROW),

@@ -46,6 +46,16 @@ class Memory:
                 return block[address - start : address - start + size]
         raise Failure(f"illegal address {address:#x} of {size} bytes")
 
+    def rest(self, address: int) -> np.ndarray:
+        """The bytes from an address to the end of its allocation; none at address 0."""
+        self.check()
+        for start, block in self.blocks.items():
+            if start <= address < start + len(block):
+                return block[address - start :]
+        if address:
+            raise Failure(f"illegal address {address:#x}")
+        return np.zeros(0, np.uint8)
+
     def check(self) -> None:
         if self.lost:
             raise Failure(self.lost)

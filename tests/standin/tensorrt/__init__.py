@@ -216,8 +216,10 @@ class Engine:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = 1
         self.session = ort.InferenceSession(data[start + size :], options, providers=["CPUExecutionProvider"])
-        self.inputs = {i.name: np.float32 if "float" in i.type else np.int32 for i in self.session.get_inputs()}
-        self.names = [*self.inputs, *(o.name for o in self.session.get_outputs())]
+        kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int32)": np.int32}
+        self.inputs = {i.name: kinds[i.type] for i in self.session.get_inputs()}
+        self.outputs = [o.name for o in self.session.get_outputs()]
+        self.names = [*self.inputs, *self.outputs]
 
     @property
     def num_io_tensors(self) -> int:
@@ -276,12 +278,14 @@ class Context:
 
         def work() -> None:
             gpu.MEMORY.view(*scratch)[:] = gpu.GARBAGE
-            feeds = {n: gpu.MEMORY.view(addresses[n], 4 * prod(shapes[n])).view(kind) for n, kind in engine.inputs.items()}
+            sizes = {n: np.dtype(kind).itemsize * prod(shapes[n]) for n, kind in engine.inputs.items()}
+            feeds = {n: gpu.MEMORY.view(addresses[n], sizes[n]).view(kind) for n, kind in engine.inputs.items()}
             try:
-                (logits,) = engine.session.run(["logits"], {n: feeds[n].reshape(shapes[n]).copy() for n in feeds})
+                found = engine.session.run(engine.outputs, {n: feeds[n].reshape(shapes[n]).copy() for n in feeds})
             except Exception as error:  # a GPU would read whatever lies where an id points
                 raise gpu.Failure(f"an illegal memory access was encountered: {error}") from error
-            gpu.MEMORY.view(addresses["logits"], logits.nbytes)[:] = logits.view(np.uint8)
+            for name, value in zip(engine.outputs, found, strict=True):
+                gpu.MEMORY.view(addresses[name], value.nbytes)[:] = value.reshape(-1).view(np.uint8)
 
         gpu.QUEUES[stream].put(work)
         return True
