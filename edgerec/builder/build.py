@@ -123,7 +123,7 @@ def build_engine(
         with clock.step("contract"):
             source = read_export(export)
             bounds = tolerances or Tolerances().with_gate(source.model.get("gate") or {}, f"{export}: model.json")
-            bounds = bounds.with_gate(gate or {}, "build_engine")
+            bounds = bounds.with_gate(gate or {}, "build_engine").for_states(source.states)
             reference = fp32_logits(source, bounds.export)
         compiled: Compiled | None = None
         if backend == "tensorrt":

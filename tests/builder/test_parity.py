@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgerec.builder.contract import read_export
 from edgerec.builder.parity import Parity, Tolerance, Tolerances, _overlap, _tau, fp32_logits, measure, probe_rows, split
 from edgerec.errors import BuildError
+from edgerec.states import StateSpec
 from edgerec.types import Batch
 
 LOOSE = Tolerance(max_abs_diff=1.0, ndcg_drop=0.1, top_overlap=0.5, tau=0.5)
@@ -90,6 +91,15 @@ def test_the_gate_follows_the_precision() -> None:
     tolerances = Tolerances(int8=LOOSE)
     assert tolerances.of("int8") is LOOSE
     assert tolerances.of("fp32").max_abs_diff == 1e-3
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("int8", 0.02), ("fp16", 1e-3)])
+def test_states_that_may_fall_to_either_step_have_a_wider_bound(precision: str, bound: float) -> None:
+    states = StateSpec(1, 128, precision, "0" * 64)
+    bounds = Tolerances(int8=LOOSE).for_states(states)
+    assert (bounds.export, bounds.of("fp32").max_abs_diff, bounds.of("int8")) == (bound, bound, LOOSE)
+    assert bounds.of("fp32").tau == Tolerances().of("fp32").tau
+    assert Tolerances().for_states(None) == Tolerances()
 
 
 class Echo:
