@@ -130,8 +130,6 @@ def main() -> None:
     random = random_order(folds)
     rows = [ladder_row(name, found, random, general.get(name.removesuffix(INT8))) for name in found]
     print(table(rows))
-    for folder in options.general:
-        print(evaluate(folder, "dev", models=[options.teacher[0], *general.values()], min_judged=5, seed=options.seed).to_markdown())
     report = {
         "format": "edgerec-bench-ladder",
         "version": 1,
@@ -146,6 +144,9 @@ def main() -> None:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1, default=dict) + "\n")
+    models = [options.teacher[0], *dict.fromkeys(general.values())]
+    for folder in options.general:
+        print(evaluate(folder, "dev", models=models, min_judged=5, seed=options.seed).to_markdown())
 
 
 def general_student(name: str, options: argparse.Namespace) -> Path:
