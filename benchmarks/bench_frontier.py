@@ -5,7 +5,7 @@
 Time: `Ranker.rank` over a catalogue of the data folder's items, for 100 and 1,000 candidates that BM25 finds (filled up with random ones),
 another query every round, rungs taking turns, each as the int8 bundle of the default backend. The students have had one training step: they
 have the sizes of those of bench_ladder.py, and no time depends on a weight's value. Quality: the rows of the same name in
-``results/ladder.json``. Together they are the plot, ``results/frontier.svg``.
+``results/ladder.json``; the rivals' times are those of ``results/rank.json``. Together they are the plot, ``results/frontier.svg``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ def main() -> None:
     for row in rows:
         row["ndcg"] = quality.get(row["rung"] + INT8, {}).get("ndcg")
     print(table(rows))
-    options.out.with_suffix(".svg").write_text(draw_svg(partial(plot, rows, quality["BM25"]["ndcg"])) + "\n", encoding="utf-8")
+    teacher_ndcg = next(one["ndcg"] for name, one in quality.items() if name.startswith("teacher"))
+    others = [one for one in json.loads((RESULTS / "rank.json").read_text())["contestants"] if not one["name"].startswith("edgerec")]
+    draw = partial(plot, rows, quality["BM25"]["ndcg"], others, teacher_ndcg)
+    options.out.with_suffix(".svg").write_text(draw_svg(draw) + "\n", encoding="utf-8")
     report("edgerec-bench-frontier", machine, ("numpy",), {"threads": options.threads, "rounds": options.rounds, "rows": rows}, options.out)
 
 
@@ -152,8 +155,11 @@ def timed(rankers: dict[str, Ranker], asked: list[Request], count: int, rounds: 
     ]
 
 
-def plot(rows: list[dict[str, Any]], bm25: float, axes: Any) -> None:
-    """nDCG against time, a line from 100 to 1,000 candidates for each rung whose quality is known."""
+def plot(rows: list[dict[str, Any]], bm25: float, rivals: list[dict[str, Any]], teacher: float, axes: Any) -> None:
+    """nDCG against time, a line from 100 to 1,000 candidates for each rung whose quality is known; rivals run the teacher, at 100."""
+    for place, one in enumerate(sorted(rivals, key=lambda one: float(one["p50_ms"]))):
+        axes.plot([one["p50_ms"]], [teacher], marker="x", color=SOFT)
+        axes.annotate(one["name"], (one["p50_ms"], teacher), (4, -14 - 12 * place), textcoords="offset points", color=SOFT, fontsize=8)
     known = sorted((row for row in rows if row["ndcg"] is not None), key=lambda row: (row["rung"], row["candidates"]))
     for rung, found in itertools.groupby(known, lambda row: row["rung"]):
         points = list(found)
@@ -168,7 +174,7 @@ def plot(rows: list[dict[str, Any]], bm25: float, axes: Any) -> None:
     axes.set_xlabel("p50 milliseconds, 100 candidates to 1,000 (log scale, left is faster)", color=SOFT)
     axes.set_ylabel("nDCG@10", color=SOFT)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.margins(y=0.2)
+    axes.margins(y=0.25)
 
 
 if __name__ == "__main__":

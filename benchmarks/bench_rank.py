@@ -37,10 +37,10 @@ from edgerec.machine import describe_machine, installed_versions, utc_now
 from edgerec.metrics import kendall_tau
 
 CONTESTANTS: tuple[Rival, ...] = (
+    Edgerec("int8", catalog=True, backend="native"),
     Edgerec("int8", catalog=True),
     Edgerec("int8", catalog=False),
     Edgerec("fp32", catalog=True),
-    Edgerec("int8", catalog=True, backend="native"),
     sentence_transformers_rival,
     flashrank_rival,
     fastembed_rival,
