@@ -157,24 +157,31 @@ def timed(rankers: dict[str, Ranker], asked: list[Request], count: int, rounds: 
 
 def plot(rows: list[dict[str, Any]], bm25: float, rivals: list[dict[str, Any]], teacher: float, axes: Any) -> None:
     """nDCG against time, a line from 100 to 1,000 candidates for each rung whose quality is known; rivals run the teacher, at 100."""
+
+    def name(text: str, x: float, y: float, offset: tuple[float, float], **style: Any) -> None:
+        axes.annotate(text, (x, y), offset, textcoords="offset points", **style)
+
     for place, one in enumerate(sorted(rivals, key=lambda one: float(one["p50_ms"]))):
         axes.plot([one["p50_ms"]], [teacher], marker="x", color=SOFT)
-        axes.annotate(one["name"], (one["p50_ms"], teacher), (4, -14 - 12 * place), textcoords="offset points", color=SOFT, fontsize=8)
+        name(one["name"], one["p50_ms"], teacher, (4, 6 + 12 * place), color=SOFT, fontsize=8)
     known = sorted((row for row in rows if row["ndcg"] is not None), key=lambda row: (row["rung"], row["candidates"]))
-    for rung, found in itertools.groupby(known, lambda row: row["rung"]):
+    for number, (rung, found) in enumerate(itertools.groupby(known, lambda row: str(row["rung"]))):
         points = list(found)
+        times, ndcg = [row["p50_ms"] for row in points], points[0]["ndcg"]
         colour = COLOURS["teacher"] if "mid" in rung else COLOURS["bundle"]
-        axes.plot([row["p50_ms"] for row in points], [row["ndcg"] for row in points], marker="o", color=colour)
-        axes.annotate(
-            f"{rung} {points[0]['ndcg']:.3f}", (points[0]["p50_ms"], points[0]["ndcg"]), (0, 7), textcoords="offset points", color=colour
-        )
+        axes.plot(times, [ndcg for _ in times], marker="o", color=colour)
+        # Students of the two kinds lie close together: the names of one stand above its lines, of the other below.
+        if "mid" in rung:
+            name(f"{rung} {ndcg:.3f}", times[0], ndcg, (0, 7), color=colour)
+        else:
+            name(f"{rung} {ndcg:.3f}", times[-1], ndcg, (0, -16 - 13 * (1 - number % 2)), color=colour, ha="right")
     axes.axhline(bm25, color=COLOURS["baseline"], linewidth=1.2, linestyle=(0, (5, 3)))
     axes.annotate(f"BM25 {bm25:.3f}", (0, bm25), (4, 4), xycoords=("axes fraction", "data"), textcoords="offset points", color=SOFT)
     axes.set_xscale("log")
     axes.set_xlabel("p50 milliseconds, 100 candidates to 1,000 (log scale, left is faster)", color=SOFT)
     axes.set_ylabel("nDCG@10", color=SOFT)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.margins(y=0.25)
+    axes.margins(x=0.25, y=0.25)
 
 
 if __name__ == "__main__":
