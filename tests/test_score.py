@@ -112,7 +112,10 @@ if __name__ == "__main__":
     program.write_text(code, encoding="utf-8")
     out = tmp_path / "out"
     words = [str(path) for path in (program, built / "native", built / "catalog", out)]
-    done = subprocess.run([sys.executable, *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    # Its workers hold the pipe, too: it ends when the last of them has ended.
+    done = subprocess.run(
+        [sys.executable, *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, stdout=subprocess.PIPE, timeout=100
+    )
     assert done.returncode == -signal.SIGKILL
     with pytest.raises(InputError, match=r"out\.run exists: .* go on with resume"):
         score_queries(requests(), built / "native", built / "catalog", out, part_queries=2)
