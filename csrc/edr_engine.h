@@ -158,7 +158,7 @@ edr_status edr_score(const edr_model *model, const edr_inputs *in, int64_t begin
                      float *logits);
 
 /*
- * edr_score of as many rows as there is time for, in their order. The clock is read before each block of rows (about 128
+ * edr_score of as many rows as there is time for, in their order. The clock is read before each block of rows (about 192
  * tokens, or one longer row): a call ends at most one block, and what follows it, after its deadline.
  *
  * deadline   the edr_now() after which no block is begun; 0: none
@@ -249,7 +249,7 @@ typedef struct edr_ranking {
 
 /*
  * Logits of all candidates. The query's own layers run once, on the caller; then candidates are taken in order, by the caller and the
- * pool's workers. Parameters as for edr_score_all; the clock is read before each block of candidates (about 128 query tokens).
+ * pool's workers. Parameters as for edr_score_all; the clock is read before each block of candidates (about 192 query tokens).
  *
  * Fails with EDR_E_NULL, EDR_E_SIZE, EDR_E_OFFSETS (a candidate's states lie outside the table), EDR_E_SPACE (the query is empty or
  * too long: at -1; a candidate has too many tokens; the rooms), EDR_E_VALUE (an id or a feature outside its table; no mid-fusion

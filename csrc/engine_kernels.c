@@ -32,15 +32,22 @@
 #define UNROLL
 #endif
 
+/* What an int8 panel's tiles are given beside their operands. */
+typedef struct edr_beside {
+    int32_t start[EDR_PANEL]; /* of their sums, for sets that want it */
+    const int8_t *next;       /* the next panel */
+    int64_t share, hop;       /* bytes of it a tile asks for, and a step of four k */
+} edr_beside;
+
 typedef void (*tiles)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t begin, int64_t end, float *out, int64_t ldo,
-                      const int32_t *start);
+                      const edr_beside *beside);
 
 #define TABLE_OF_TASKS(NAME, FLOATS, BYTES, HALVES, BEGIN, END)                                                                    \
     static const edr_engine_kernels NAME = {product_f32_##FLOATS, product_u8_##BYTES, product_bf16_##HALVES, quantise_##FLOATS,    \
                                             round_bf16_##FLOATS,  normalise_##FLOATS, embed_##FLOATS,        attend_##FLOATS,      \
                                             attend_folded_##FLOATS, round_s8_##FLOATS, tanh_row_##FLOATS,    add_scaled_##FLOATS,  \
                                             dot_##FLOATS,         BEGIN,              END,                   gelu_row_##FLOATS,    \
-                                            exp_row_##FLOATS};
+                                            gelu_coarse_row_##FLOATS, exp_row_##FLOATS};
 #define TABLE(NAME, FLOATS, BYTES, HALVES) TABLE_OF_TASKS(NAME, FLOATS, BYTES, HALVES, nothing, nothing)
 
 static void nothing(void) {}
@@ -70,17 +77,21 @@ static inline void dot_tile_scalar(int32_t sum[1][EDR_PANEL], const uint8_t *x, 
 #define TILE_ROWS 1
 #define TILE_F32 1
 #define TILE_U8 1
+#define TILE_U8_MID 1
+#define TILE_U8_LOW 1
 #define TILE_BF16 1
-#define TILE_MID 1
+#define TILE_BF16_MID 1
+#define TILE_BF16_LOW 1
 #define START(start, b, k) ((void)(start))
-#define DOT_TILE(sum, x, b, k, rows, start) dot_tile_scalar(sum, x, b, k)
+#define DOT_TILE(sum, x, b, k, rows, start, ahead, hop) dot_tile_scalar(sum, x, b, k)
 #include "kernels_float.h"
 #include "kernels_product.h"
 #undef EDR_VECTOR
 #undef TILE_ROWS
 #undef TILE_F32
 #undef TILE_U8
-#undef TILE_MID
+#undef TILE_U8_MID
+#undef TILE_U8_LOW
 #undef DOT_TILE
 
 TABLE(scalar_kernels, scalar, scalar, scalar)
@@ -129,9 +140,12 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
 #define TILE_ROWS 3
 #define TILE_F32 3
 #define TILE_U8 3
+#define TILE_U8_MID 2
+#define TILE_U8_LOW 1
 #define TILE_BF16 2
-#define TILE_MID 1
-#define DOT_TILE(sum, x, b, k, rows, start)          \
+#define TILE_BF16_MID 1
+#define TILE_BF16_LOW 1
+#define DOT_TILE(sum, x, b, k, rows, start, ahead, hop) \
     do {                                             \
         dot_half_avx2(sum, 0, x, b, k, rows);        \
         dot_half_avx2(sum, 2, x, (b) + 64, k, rows); \
@@ -141,7 +155,8 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
 #undef TILE_ROWS
 #undef TILE_F32
 #undef TILE_U8
-#undef TILE_MID
+#undef TILE_U8_MID
+#undef TILE_U8_LOW
 #undef DOT_TILE
 
 TABLE(avx2_kernels, avx2, avx2, avx2)
@@ -182,15 +197,17 @@ TARGET static ALWAYS_INLINE void dot_tile_avxvnni(__m256i sum[3][4], const uint8
 #define TILE_ROWS 3
 #define TILE_F32 3
 #define TILE_U8 3
-#define TILE_MID 1
-#define DOT_TILE(sum, x, b, k, rows, start) dot_tile_avxvnni(sum, x, b, k, rows)
+#define TILE_U8_MID 2
+#define TILE_U8_LOW 1
+#define DOT_TILE(sum, x, b, k, rows, start, ahead, hop) dot_tile_avxvnni(sum, x, b, k, rows)
 #include "kernels_float.h"
 #include "kernels_product.h"
 #undef EDR_VNNI
 #undef TILE_ROWS
 #undef TILE_F32
 #undef TILE_U8
-#undef TILE_MID
+#undef TILE_U8_MID
+#undef TILE_U8_LOW
 #undef DOT_TILE
 
 TABLE(avxvnni_kernels, avxvnni, avxvnni, avx2)
@@ -204,7 +221,8 @@ TABLE(avxvnni_kernels, avxvnni, avxvnni, avx2)
 #define TILE_ROWS 12
 #define TILE_F32 12
 #define TILE_BF16 6
-#define TILE_MID 4
+#define TILE_BF16_MID 4
+#define TILE_BF16_LOW 2
 #include "kernels_float.h"
 #include "kernels_product.h"
 
@@ -216,9 +234,9 @@ TABLE(avx512_kernels, avx512, avx2, avx512)
 #include "vector.h"
 
 /* The sums have names: pinned in an array, GCC 12 still stores all 24 of them at every step of k. */
-#define EACH_1(DO) DO(0)
 #define EACH_4(DO) DO(0) DO(1) DO(2) DO(3)
-#define EACH_12(DO) EACH_4(DO) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
+#define EACH_8(DO) EACH_4(DO) DO(4) DO(5) DO(6) DO(7)
+#define EACH_12(DO) EACH_8(DO) DO(8) DO(9) DO(10) DO(11)
 #define ZERO(r) __m512i left##r = _mm512_setzero_si512(), right##r = left##r;
 #define STEP(r)                                          \
     memcpy(&four, x + r * k + i, 4);                     \
@@ -230,10 +248,12 @@ TABLE(avx512_kernels, avx512, avx2, avx512)
     PIN(right##r);                                      \
     sum[r][0] = left##r, sum[r][1] = right##r;
 #define DOT(ROWS)                                                                                                              \
-    TARGET static ALWAYS_INLINE void dot_##ROWS##_vnni(__m512i sum[12][2], const uint8_t *x, const int8_t *b, int64_t k)       \
+    TARGET static ALWAYS_INLINE void dot_##ROWS##_vnni(__m512i sum[12][2], const uint8_t *x, const int8_t *b, int64_t k,       \
+                                                       const int8_t *ahead, int64_t hop)                                       \
     {                                                                                                                          \
         EACH_##ROWS(ZERO)                                                                                                      \
-        for (int64_t i = 0; i < k; i += 4, b += 4 * EDR_PANEL) {                                                               \
+        for (int64_t i = 0; i < k; i += 4, b += 4 * EDR_PANEL, ahead += hop) {                                                 \
+            _mm_prefetch((const char *)ahead, _MM_HINT_T0);                                                                    \
             const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 64);                                         \
             int32_t four;                                                                                                      \
             __m512i spread;                                                                                                    \
@@ -241,12 +261,15 @@ TABLE(avx512_kernels, avx512, avx2, avx512)
         }                                                                                                                      \
         EACH_##ROWS(KEEP)                                                                                                      \
     }
-DOT(1)
 DOT(4)
+DOT(8)
 DOT(12)
 
 #define TILE_U8 12
-#define DOT_TILE(sum, x, b, k, rows, start) (rows == 12 ? dot_12_vnni(sum, x, b, k) : rows == 4 ? dot_4_vnni(sum, x, b, k) : dot_1_vnni(sum, x, b, k))
+#define TILE_U8_MID 8
+#define TILE_U8_LOW 4
+#define DOT_TILE(sum, x, b, k, rows, start, ahead, hop) \
+    (rows == 12 ? dot_12_vnni(sum, x, b, k, ahead, hop) : rows == 8 ? dot_8_vnni(sum, x, b, k, ahead, hop) : dot_4_vnni(sum, x, b, k, ahead, hop))
 #include "kernels_float.h"
 #include "kernels_product.h"
 
@@ -278,13 +301,15 @@ TABLE(vnni_kernels, vnni, vnni, avx512)
         }                                                                                                                      \
         EACH_##ROWS(KEEP)                                                                                                      \
     }
-PAIRS(1)
 PAIRS(4)
+PAIRS(8)
 PAIRS(12)
 
 #define TILE_BF16 12
+#define TILE_BF16_MID 8
+#define TILE_BF16_LOW 4
 #define BF16_TILE(sum, x, b, bias, k, rows) \
-    (rows == 12 ? pairs_12_bf16(sum, x, b, bias, k) : rows == 4 ? pairs_4_bf16(sum, x, b, bias, k) : pairs_1_bf16(sum, x, b, bias, k))
+    (rows == 12 ? pairs_12_bf16(sum, x, b, bias, k) : rows == 8 ? pairs_8_bf16(sum, x, b, bias, k) : pairs_4_bf16(sum, x, b, bias, k))
 #include "kernels_float.h"
 #include "kernels_product.h"
 

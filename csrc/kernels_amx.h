@@ -109,7 +109,7 @@ typedef void (*panels_of_rows)(const edr_linear *w, int64_t panel, const edr_row
         }                                                                                                                                 \
     }
 PANEL_U8(panel_store_u8, EDR_STORE)
-PANEL_U8(panel_gelu_u8, EDR_GELU)
+PANEL_U8(panel_gelu_u8, EDR_GELU_COARSE)
 PANEL_U8(panel_add_u8, EDR_ADD)
 
 #define PANEL_BF16(NAME, THEN)                                                                                                            \

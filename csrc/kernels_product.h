@@ -21,6 +21,7 @@
 TARGET static ALWAYS_INLINE void FN(finish)(VF y, float *out, const int then)
 {
     if (then == EDR_GELU) y = FN(gelu)(y);
+    if (then == EDR_GELU_COARSE) y = FN(gelu_coarse)(y);
     if (then == EDR_ADD) y = ADD(y, LOAD(out));
     STORE(out, y);
 }
@@ -28,28 +29,30 @@ TARGET static ALWAYS_INLINE void FN(finish)(VF y, float *out, const int then)
 /*
  * Tiles of one height down a panel. Each height and ending is a function of its own that is not inlined: in a small
  * function the compiler keeps all sums in registers, in a large one it also stores them at every step of k, which halves
- * the speed. Rows come in three heights, so that few are left for the slow one of a single row.
+ * the speed. Of int8 and bfloat16 there are three heights. Rows that fill no tall tile are the first ones of the lowest that holds
+ * them all: what lies behind them (EDR_OPERAND_BYTES) is multiplied too, which costs less than tiles of one row, and dropped.
  */
 #undef TILES
 #define TILES(NAME, TILE, HEIGHT, THEN)                                                                                                  \
     TARGET static NEVER_INLINE void FN(NAME)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t begin, int64_t end, float *out, \
-                                             int64_t ldo, const int32_t *start)                                                          \
+                                             int64_t ldo, const edr_beside *beside)                                                      \
     {                                                                                                                                    \
-        for (int64_t r = begin; r < end; r += HEIGHT) FN(TILE)(w, panel, x, r, out + r * ldo, ldo, start, HEIGHT, THEN);                 \
+        for (int64_t r = begin; r < end; r += HEIGHT) FN(TILE)(w, panel, x, r, end - r, out + r * ldo, ldo, beside, HEIGHT, THEN);   \
     }
 
 #undef ENDINGS
-#define ENDINGS(HEIGHT, KIND, ROWS)                                   \
+#define ENDINGS(HEIGHT, KIND, ROWS, GELU)                             \
     TILES(HEIGHT##_store_##KIND, tile_##KIND, ROWS, EDR_STORE)        \
-    TILES(HEIGHT##_gelu_##KIND, tile_##KIND, ROWS, EDR_GELU)          \
+    TILES(HEIGHT##_gelu_##KIND, tile_##KIND, ROWS, GELU)              \
     TILES(HEIGHT##_add_##KIND, tile_##KIND, ROWS, EDR_ADD)
 
 /* ----------------------------------------------------------------------------------------------------------- float32 */
 
-TARGET static ALWAYS_INLINE void FN(tile_f32)(const edr_linear *w, int64_t panel, const edr_rows *in, int64_t row, float *out, int64_t ldo,
-                                              const int32_t *start, const int rows, const int then)
+TARGET static ALWAYS_INLINE void FN(tile_f32)(const edr_linear *w, int64_t panel, const edr_rows *in, int64_t row, int64_t left, float *out,
+                                              int64_t ldo, const edr_beside *beside, const int rows, const int then)
 {
-    (void)start; /* the sums of float32 start at the bias */
+    (void)beside; /* the sums of float32 start at the bias */
+    (void)left;   /* ... and its tiles are whole */
     const int64_t k = w->inputs;
     const float *x = (const float *)in->data + row * k;
     const float *b = (const float *)w->weight + panel * k * EDR_PANEL, *bias = w->bias + panel * EDR_PANEL;
@@ -69,8 +72,8 @@ TARGET static ALWAYS_INLINE void FN(tile_f32)(const edr_linear *w, int64_t panel
     }
 }
 
-ENDINGS(tall, f32, TILE_F32)
-ENDINGS(low, f32, 1)
+ENDINGS(tall, f32, TILE_F32, EDR_GELU)
+ENDINGS(low, f32, 1, EDR_GELU)
 
 TARGET static void FN(product_f32)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
                                    int then)
@@ -90,18 +93,21 @@ TARGET static void FN(product_f32)(const edr_linear *w, int64_t first, int64_t p
 /*
  * x = least + scale u and w = column scale * q, so  x . w = scale * column scale * (u . q) + least * column sum.
  * u . q is exact in 32 bits (K <= 65536): the same integer whatever the instruction set. START makes, once a panel, the
- * numbers that DOT_TILE's sums start at, for sets whose products want them.
+ * numbers that DOT_TILE's sums start at, for sets whose products want them. While the tiles go down a panel, each may ask for its
+ * share of the next one, a little at every step: all of it at once, in the first tile, is more than the cache behind L2 gives.
  */
-TARGET static ALWAYS_INLINE void FN(tile_u8)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, float *out, int64_t ldo,
-                                             const int32_t *start, const int rows, const int then)
+TARGET static ALWAYS_INLINE void FN(tile_u8)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, int64_t left, float *out,
+                                             int64_t ldo, const edr_beside *beside, const int rows, const int then)
 {
     const int64_t k = w->inputs;
     const int8_t *b = (const int8_t *)w->weight + panel * k * EDR_PANEL;
     const float *bias = w->bias + panel * EDR_PANEL, *scale = w->scale + panel * EDR_PANEL, *sums = w->sums + panel * EDR_PANEL;
     VI sum[TILE_ROWS][PARTS];
-    (void)start; /* for DOT_TILE, which may have no use for it */
-    DOT_TILE(sum, (const uint8_t *)x->data + row * k, b, k, rows, start);
+    const int8_t *ahead = beside->next + row / rows * beside->share;
+    (void)ahead; /* DOT_TILE may have no use for it */
+    DOT_TILE(sum, (const uint8_t *)x->data + row * k, b, k, rows, beside->start, ahead, beside->hop);
     UNROLL for (int r = 0; r < rows; r++) {
+        if (r >= left) return;
         const VF by = SET1(x->scale[row + r]), from = SET1(x->least[row + r]);
         UNROLL for (int c = 0; c < PARTS; c++) {
             const VF rest = FMA(from, LOAD(sums + c * VW), LOAD(bias + c * VW));
@@ -110,9 +116,9 @@ TARGET static ALWAYS_INLINE void FN(tile_u8)(const edr_linear *w, int64_t panel,
     }
 }
 
-ENDINGS(tall, u8, TILE_U8)
-ENDINGS(mid, u8, TILE_MID)
-ENDINGS(low, u8, 1)
+ENDINGS(tall, u8, TILE_U8, EDR_GELU_COARSE)
+ENDINGS(mid, u8, TILE_U8_MID, EDR_GELU_COARSE)
+ENDINGS(low, u8, TILE_U8_LOW, EDR_GELU_COARSE)
 
 TARGET static void FN(product_u8)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
                                   int then)
@@ -120,13 +126,14 @@ TARGET static void FN(product_u8)(const edr_linear *w, int64_t first, int64_t pa
     static const tiles tall[3] = {FN(tall_store_u8), FN(tall_gelu_u8), FN(tall_add_u8)};
     static const tiles mid[3] = {FN(mid_store_u8), FN(mid_gelu_u8), FN(mid_add_u8)};
     static const tiles low[3] = {FN(low_store_u8), FN(low_gelu_u8), FN(low_add_u8)};
-    const int64_t whole = m / TILE_U8 * TILE_U8, most = whole + (m - whole) / TILE_MID * TILE_MID;
+    const int64_t whole = m / TILE_U8 * TILE_U8, left = m - whole, hop = 4 * EDR_PANEL * TILE_U8 / (m + 1);
+    const tiles *last = left <= TILE_U8_LOW ? low : left <= TILE_U8_MID ? mid : tall;
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
-        int32_t start[EDR_PANEL];
-        START(start, (const int8_t *)w->weight + p * w->inputs * EDR_PANEL, w->inputs);
-        tall[then](w, p, x, 0, whole, out, ldo, start);
-        mid[then](w, p, x, whole, most, out, ldo, start);
-        low[then](w, p, x, most, m, out, ldo, start);
+        const int8_t *b = (const int8_t *)w->weight + p * w->inputs * EDR_PANEL;
+        edr_beside beside = {.next = p + 1 < w->outputs / EDR_PANEL ? b + w->inputs * EDR_PANEL : b, .hop = hop, .share = w->inputs / 4 * hop};
+        START(beside.start, b, w->inputs);
+        tall[then](w, p, x, 0, whole, out, ldo, &beside);
+        last[then](w, p, x, whole, m, out, ldo, &beside);
     }
 }
 #endif
@@ -160,21 +167,22 @@ TARGET static ALWAYS_INLINE void FN(widened)(VF sum[TILE_ROWS][PARTS], const uin
 #define BF16_TILE(sum, x, b, bias, k, rows) FN(widened)(sum, x, b, bias, k, rows)
 #endif
 
-TARGET static ALWAYS_INLINE void FN(tile_bf16)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, float *out, int64_t ldo,
-                                               const int32_t *start, const int rows, const int then)
+TARGET static ALWAYS_INLINE void FN(tile_bf16)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, int64_t left, float *out,
+                                               int64_t ldo, const edr_beside *beside, const int rows, const int then)
 {
     const int64_t k = w->inputs;
-    (void)start;
+    (void)beside;
     VF sum[TILE_ROWS][PARTS];
     BF16_TILE(sum, (const uint16_t *)x->data + row * k, (const uint16_t *)w->weight + panel * k * EDR_PANEL, w->bias + panel * EDR_PANEL, k, rows);
     UNROLL for (int r = 0; r < rows; r++) {
+        if (r >= left) return;
         UNROLL for (int c = 0; c < PARTS; c++) FN(finish)(sum[r][c], out + r * ldo + c * VW, then);
     }
 }
 
-ENDINGS(tall, bf16, TILE_BF16)
-ENDINGS(mid, bf16, TILE_MID)
-ENDINGS(low, bf16, 1)
+ENDINGS(tall, bf16, TILE_BF16, EDR_GELU)
+ENDINGS(mid, bf16, TILE_BF16_MID, EDR_GELU)
+ENDINGS(low, bf16, TILE_BF16_LOW, EDR_GELU)
 
 TARGET static void FN(product_bf16)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
                                     int then)
@@ -182,13 +190,15 @@ TARGET static void FN(product_bf16)(const edr_linear *w, int64_t first, int64_t 
     static const tiles tall[3] = {FN(tall_store_bf16), FN(tall_gelu_bf16), FN(tall_add_bf16)};
     static const tiles mid[3] = {FN(mid_store_bf16), FN(mid_gelu_bf16), FN(mid_add_bf16)};
     static const tiles low[3] = {FN(low_store_bf16), FN(low_gelu_bf16), FN(low_add_bf16)};
-    const int64_t whole = m / TILE_BF16 * TILE_BF16, most = whole + (m - whole) / TILE_MID * TILE_MID;
+    const int64_t whole = m / TILE_BF16 * TILE_BF16, left = m - whole;
+    const tiles *last = left <= TILE_BF16_LOW ? low : left <= TILE_BF16_MID ? mid : tall;
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
         tall[then](w, p, x, 0, whole, out, ldo, NULL);
-        mid[then](w, p, x, whole, most, out, ldo, NULL);
-        low[then](w, p, x, most, m, out, ldo, NULL);
+        last[then](w, p, x, whole, m, out, ldo, NULL);
     }
 }
 #undef TILE_BF16
+#undef TILE_BF16_MID
+#undef TILE_BF16_LOW
 #undef BF16_TILE
 #endif

@@ -7,7 +7,7 @@
 
 #include "engine_kernels.h"
 
-#define EDR_BLOCK 128 /* tokens of a block, unless one row alone is longer */
+#define EDR_BLOCK 192 /* tokens of a block, unless one row alone is longer */
 #define EDR_CHUNK 64  /* rows of a chunk: what is done once a row, not once a token, is done for so many together */
 
 /* An input of products: the float rows as u8, or as bfloat16, when the model's products are. */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
@@ -124,7 +125,9 @@ class Ranker:
         """
         check_limit(inline_cache_bytes)  # of any kind of student, and before anything is opened
         root = Path(bundle)
-        manifest = verify_bundle(root) if verify else read_manifest(root)
+        manifest = read_manifest(root)
+        if verify:
+            verify_bundle(root, but=manifest.engine_file if manifest.backend == "native" else None)  # which maps its file, by `map_file`
         model, spec = read_json(root, manifest, "model.json"), read_json(root, manifest, "features.json")
         try:
             text_spec = TextSpec.from_json(model["text"])
@@ -149,15 +152,16 @@ class Ranker:
             raise BundleError(f"the catalogue keeps the item states {opened.info.states}, not those of {root}; build it again")
         if opened is not None and opened.info.fields != (features.item_fields if features else ()):
             raise BundleError(f"the catalogue has columns for the fields {opened.info.fields}, not for those of {root}; build it again")
-        encoder = TextEncoder(root / "tokenizer.json", text_spec)
         vectors, head = head_of_model(model, states, lambda name: read_file(root, manifest, name), f"{root}: ")
         if opened is not None and vectors is not None and opened.info.vectors not in (None, vectors):
             raise BundleError(f"the catalogue has the vectors of another retrieval head than {root}; build the catalogue again")
-        if manifest.backend != "ort":
-            return cls(manifest, encoder, features, open_engine(root, threads=threads), opened, 1, inline_cache_bytes, head)
         # Several batches at once on one thread each: ONNX Runtime's own threads wait for each other at every operator.
-        engine, lanes = open_engine(root, threads=1), threads or usable_cores()
-        return cls(manifest, encoder, features, engine, opened, lanes, inline_cache_bytes, head)
+        lanes, threads = (threads or usable_cores(), 1) if manifest.backend == "ort" else (1, threads)
+        # Reading a tokenizer takes about as long as checking an engine's file, and neither holds the interpreter.
+        with ThreadPoolExecutor(1, "edgerec-open") as beside:
+            reading = beside.submit(TextEncoder, root / "tokenizer.json", text_spec)
+            engine = open_engine(root, threads=threads)
+        return cls(manifest, reading.result(), features, engine, opened, lanes, inline_cache_bytes, head)
 
     def rank(
         self,

@@ -10,7 +10,7 @@
 static void test_functions(const edr_engine_kernels *k)
 {
     uint64_t state = 1;
-    int exps = 1, gelus = 1, tanhs = 1;
+    int exps = 1, gelus = 1, coarse = 1, tanhs = 1;
     for (int round = 0; round < 4000; round++) {
         const int64_t n = 1 + random_below(&state, 50);
         const float size = round % 3 == 0 ? 1.0f : round % 3 == 1 ? 8.0f : 87.0f;
@@ -23,6 +23,9 @@ static void test_functions(const edr_engine_kernels *k)
         k->gelu(y, n);
         for (int64_t i = 0; i < n; i++) gelus &= fabs(y[i] - exact_gelu(x[i])) < (fabs(x[i]) <= 5.25 ? 2e-6 : 4e-7 * fabs(x[i]));
         memcpy(y, x, (size_t)n * 4);
+        k->gelu_coarse(y, n);
+        for (int64_t i = 0; i < n; i++) coarse &= fabs(y[i] - exact_gelu(x[i])) < 2.1e-4;
+        memcpy(y, x, (size_t)n * 4);
         k->tanh(y, n);
         for (int64_t i = 0; i < n; i++) tanhs &= fabs(y[i] - tanh(x[i])) < 3e-7;
         free_room(x);
@@ -30,6 +33,7 @@ static void test_functions(const edr_engine_kernels *k)
     }
     CHECK(exps);
     CHECK(gelus);
+    CHECK(coarse);
     CHECK(tanhs);
     float far[4] = {-1e30f, -88.0f, 1e30f, 88.0f};
     k->exp(far, 4);
@@ -37,6 +41,8 @@ static void test_functions(const edr_engine_kernels *k)
     float bad[2] = {NAN, 1.0f};
     k->tanh(bad, 2);
     CHECK(isnan(bad[0]) && fabs(bad[1] - tanh(1.0)) < 3e-7);
+    k->gelu_coarse(bad, 2);
+    CHECK(isnan(bad[0]));
 }
 
 static void test_rows(const edr_engine_kernels *k)
