@@ -17,8 +17,7 @@ from click.testing import CliRunner, Result
 from fixtures_export import make_export
 
 from edgerec.cli import cli
-from edgerec.cli_output import dump, leaves, needs, write_text
-from edgerec.errors import MissingExtraError
+from edgerec.cli_output import write_text
 
 SHOP = ("--items", "60", "--queries", "12", "--users", "5", "--events", "60", "--seed", "3")
 
@@ -374,17 +373,6 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(served: Path, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
 
 
-def test_a_missing_extra_names_the_pip_command() -> None:
-    with pytest.raises(MissingExtraError, match=r"pip install 'edgerec\[train\]'"), needs("train"):
-        import no_such_package_of_edgerec.part  # noqa: F401
-
-
-def test_a_missing_module_of_our_own_is_no_missing_extra() -> None:
-    with pytest.raises(ModuleNotFoundError) as caught, needs("train"):
-        import edgerec.no_such_module  # noqa: F401
-    assert not isinstance(caught.value, MissingExtraError)
-
-
 def test_without_torch_train_says_what_to_install(shop: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "torch.py"
     blocked.write_text("raise ModuleNotFoundError('blocked', name='torch')\n", encoding="utf-8")
@@ -404,22 +392,3 @@ def test_without_torch_train_says_what_to_install(shop: Path, tmp_path: Path) ->
     ]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "error: torch is not installed; run: pip install 'edgerec[train]'\n")
-
-
-def test_write_text_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
-    target = tmp_path / "table.json"
-    write_text(target, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(target, "\ud800")
-    assert target.read_text(encoding="utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_json_output_refuses_nan_and_shows_paths() -> None:
-    assert json.loads(dump({"at": Path("a/b")})) == {"at": "a/b"}
-    with pytest.raises(ValueError, match="JSON compliant"):
-        dump({"score": float("nan")})
-
-
-def test_leaves_flatten_nested_results() -> None:
-    assert list(leaves({"a": {"b": 0.123456789, "c": [1, 2]}, "d": None})) == [("a.b", "0.123457"), ("a.c", "[1, 2]"), ("d", "None")]
