@@ -1,5 +1,5 @@
 /* cc -std=c11 -g -O1 -fsanitize=address,undefined -Icsrc tests/csrc/fuzz_engine.c csrc/[a-z]*.c -lm -lpthread -o fuzz_engine
- * fuzz_engine [rounds] [seed] [inputs]: damaged engine files and ragged rows with faults. The sanitizers are the judge of memory;
+ * fuzz_engine [rounds] [seed] [inputs]: damaged engine files, and ragged rows, items and candidates with faults. The sanitizers are the judge of memory;
  * the checks here are that a refusal writes nothing, and that what is accepted is scored.
  *
  * What is damaged, and how, are decisions, and each is a number from `choose`. They come from a generator, the same on every
@@ -10,8 +10,8 @@
 #define SMALLEST_MODEL
 #include "engine_file.h"
 
-enum { KINDS = 4 * KINDS_OF_WEIGHTS };
-static engine_file files[KINDS];
+enum { CROSS = 4 * KINDS_OF_WEIGHTS, KINDS = CROSS + KINDS_OF_WEIGHTS, TABLE = 24 };
+static engine_file files[KINDS]; /* the last are mid-fusion students: float32, int8 and float16 states */
 
 static uint64_t rng;
 static const uint8_t *input; /* NULL: the generator decides */
@@ -124,10 +124,69 @@ static void fuzz_rows(const edr_model *m)
     free_rows(&r);
 }
 
+/* Candidates among the states of a small table, and items to encode, with faults as above. What is refused writes nothing. */
+static void fuzz_candidates(const edr_model *m)
+{
+    const int kind = m->mid.state_kind, isa = (int)choose(EDR_ISA_COUNT), set = edr_isa_supported(isa) ? isa : edr_isa_best();
+    const int64_t count = choose(4) == 0 ? 1 + choose(6) : 1, longest = m->positions - m->mid.item_start, slots = m->buckets != 0 ? SLOTS : 0;
+    const int64_t edges[] = {0, 1, longest, longest + 1, TABLE, TABLE + 1}, states = TABLE * m->mid.groups, numbers = states * m->mid.width;
+    const int64_t asked = choose(8) == 0 ? choose(70) : 1 + choose(ITEM_START), size = edr_score_room(m);
+    const size_t bytes = (size_t)numbers * (kind == EDR_STATES_INT8 ? 1 : kind == EDR_STATES_FP16 ? 2 : 4);
+    if (numbers > 1 << 16) return; /* a damaged width, and right */
+    int32_t *query = exact_room((size_t)asked * 4), *ids = exact_room(TABLE * 4), *feature_ids = exact_room((size_t)(count * SLOTS) * 4);
+    int64_t *starts = exact_room((size_t)count * 8), *lengths = exact_room((size_t)count * 8);
+    uint8_t *values = exact_room(bytes);
+    float *scales = kind == EDR_STATES_INT8 ? exact_room((size_t)states * 4) : NULL, *weights = exact_room((size_t)(count * SLOTS) * 4);
+    float *logits = exact_room((size_t)count * 4);
+    uint64_t state = number(1);
+    for (int64_t i = 0; i < asked; i++) query[i] = (int32_t)random_below(&state, VOCAB);
+    for (int64_t i = 0; i < TABLE; i++) ids[i] = (int32_t)random_below(&state, VOCAB);
+    for (size_t i = 0; i < bytes; i++) values[i] = (uint8_t)random_below(&state, 256);
+    for (int64_t i = 0; i < states && scales != NULL; i++) scales[i] = random_float(&state, 0, 1);
+    for (int64_t i = 0; i < count; i++) {
+        lengths[i] = random_below(&state, longest < TABLE ? longest + 1 : TABLE);
+        starts[i] = random_below(&state, TABLE - lengths[i] + 1);
+        logits[i] = 7.0f;
+    }
+    for (int64_t i = 0; i < count * SLOTS; i++) {
+        feature_ids[i] = (int32_t)random_below(&state, BUCKETS);
+        weights[i] = random_float(&state, -1, 1);
+    }
+    for (int64_t faults = choose(4) - 1; faults > 0; faults--) {
+        const int64_t row = choose(count);
+        switch (choose(6)) {
+        case 0: starts[row] = (int64_t)odd_number((uint64_t)starts[row]); break;
+        case 1: lengths[row] = (int64_t)odd_number((uint64_t)lengths[row]); break;
+        case 2: lengths[row] = edges[choose(6)]; break;
+        case 3: ids[choose(TABLE)] = (int32_t)odd_number(0); break;
+        case 4: if (asked > 0) query[choose(asked)] = (int32_t)odd_number(0); break;
+        default: feature_ids[row * SLOTS] = (int32_t)odd_number((uint64_t)feature_ids[row * SLOTS]);
+        }
+    }
+    void *room = workspace(size);
+    int64_t at = -7;
+    const edr_ranking ranking = {query, asked, values, scales, TABLE, starts, lengths, count, feature_ids, weights, slots};
+    if (edr_rank_all(m, &ranking, set, NULL, 0, &room, size, 0, logits, NULL, &at) == EDR_OK) {
+        CHECK(at == -7);
+        scored++;
+    } else {
+        CHECK(at >= -1 && at < count);
+        for (int64_t i = 0; i < count; i++) CHECK(logits[i] == 7.0f);
+    }
+    const edr_items items = {ids, TABLE, starts, lengths, count};
+    at = -7;
+    const edr_status encoded = edr_encode_all(m, &items, set, NULL, 0, &room, size, values, scales, &at);
+    CHECK(encoded == EDR_OK ? at == -7 : at >= 0 && at < count);
+    void *all_of_them[] = {query, ids, feature_ids, starts, lengths, values, scales, weights, logits};
+    for (int i = 0; i < 9; i++) free(all_of_them[i]);
+}
+
 /* One of the files, cut or damaged or neither; opened and, when that goes well, given rows to score. */
 static void fuzz_once(void)
 {
-    for (int i = 0; i < KINDS && files[i].bytes == NULL; i++) files[i] = build_file(i % 3, i / 3 & 1, i / 6);
+    for (int i = 0; i < KINDS && files[i].bytes == NULL; i++) {
+        files[i] = i < CROSS ? build_file(i % 3, i / 3 & 1, i / 6) : build_student(i - CROSS, 1, 0, i - CROSS, STATE_WIDTH);
+    }
     const engine_file *good = &files[choose(KINDS)];
     const int64_t flips = choose(4) - 1;
     int64_t size = choose(6) == 1 ? choose(good->size + 1) : good->size;
@@ -143,7 +202,7 @@ static void fuzz_once(void)
     if (edr_model_open(file, size, &m, &at) == EDR_OK) {
         CHECK(at == -7);
         /* Damaged sizes may be large and right; scoring them is for the patient. */
-        if (edr_score_room(&m) < 1 << 22) fuzz_rows(&m);
+        if (edr_score_room(&m) < 1 << 22) m.mid.query_layers != 0 ? fuzz_candidates(&m) : fuzz_rows(&m);
         opened++;
     } else {
         CHECK(at >= -1 && memcmp(&m, &before, sizeof m) == 0);
