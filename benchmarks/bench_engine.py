@@ -8,8 +8,9 @@ that many tokens; candidates are ids of a catalogue. `rank ms` is `Ranker.rank` 
 medians; `of the first` is the median over the rounds of the time divided by that of the first bundle.
 
 The floor is 2 x the multiply-adds of the int8 products that the answer needs (no padding, of the last layer the first token alone, what the
-rows share once) on the tokens of these rows, divided by what the int8 units give: the best bare product in cache (tests/csrc/rate_engine.c)
-in the same run, before and after, on as many cores as there are threads. `load ms` (open and first answer, 10 candidates) and the peak of
+rows share once; of a mid-fusion student the joint layers, and the query's own once) on the tokens of these rows, divided by what the int8
+units give: the best bare product in cache (tests/csrc/rate_engine.c) in the same run, before and after, on as many cores as there are
+threads. `load ms` (open and first answer, 10 candidates) and the peak of
 resident memory are those of processes of their own. Needs make and a C compiler.
 """
 
@@ -105,6 +106,20 @@ def multiply_adds(student: dict[str, Any], lengths: np.ndarray, shared: int) -> 
     return total
 
 
+def mid_multiply_adds(student: dict[str, Any], states: dict[str, Any], asking: int, tokens: np.ndarray) -> float:
+    """The same of a mid-fusion student, for a query of `asking` rows and items of so many states.
+
+    Left out is what the engine does in float32: the last layer's questions to the states, and the answers from them.
+    """
+    hidden, inner, items, total = student["hidden"], student["intermediate"], len(tokens), int(tokens.sum())
+    square, rest = hidden * hidden, hidden * hidden + 2 * hidden * inner
+    alone, joint = student["query_layers"], student["layers"] - student["query_layers"]
+    needed = float(asking * (alone * (3 * square + rest) + 3 * square))  # once a request, with the first joint layer's projections
+    for layer in range(joint - 1):
+        needed += items * asking * (rest + (3 * square if layer else 0)) + 2 * states["width"] * hidden * total
+    return needed + items * (rest + (square * (2 * asking + 1) if joint > 1 else 0))
+
+
 def rate(threads: int) -> float:
     """1e9 operations a second of the best bare product, on so many cores at once."""
     program = ROOT / "build" / "csrc" / "fast" / "rate_engine"
@@ -120,7 +135,7 @@ def loads(bundle: Path, catalog: Path, backend: str, threads: int, query: str, i
 
 
 def measure(
-    rankers: dict[str, Ranker], queries: list[str], student: dict[str, Any], *, candidates: int, tokens: int, threads: int, gops: float
+    rankers: dict[str, Ranker], queries: list[str], model: dict[str, Any], *, candidates: int, tokens: int, threads: int, gops: float
 ) -> list[dict[str, Any]]:
     """One line a bundle; a round a query."""
     contestants = {name: Timed(ranker, [str(i) for i in range(candidates)]) for name, ranker in rankers.items()}
@@ -134,7 +149,11 @@ def measure(
     for query in queries:
         shared = len(text.encode_query(query)) + len(text.spec.prefix) + len(text.spec.middle)
         lengths = np.minimum(shared + item + len(text.spec.suffix), text.spec.max_tokens)
-        floors.append(2 * multiply_adds(student, lengths, shared) / gops / 1e6)
+        if "states" in model:
+            needed = mid_multiply_adds(model["student"], model["states"], shared, lengths - shared)
+        else:
+            needed = multiply_adds(model["student"], lengths, shared)
+        floors.append(2 * needed / gops / 1e6)
         means.append(float(lengths.mean()))
     floor = statistics.median(floors)
     return [
@@ -203,7 +222,7 @@ def main() -> None:
                 rankers = {bundle.name: Ranker.open(bundle, catalog=catalog, threads=threads) for bundle in options.bundles}
                 for candidates in options.candidates:
                     how = {"candidates": candidates, "tokens": tokens, "threads": threads, "gops": gops[threads]}
-                    rows += measure(rankers, queries, student, **how)
+                    rows += measure(rankers, queries, models[0], **how)
                 for ranker in rankers.values():
                     ranker.close()
         ids = [str(i) for i in range(min(100, max(options.candidates)))]
