@@ -74,7 +74,8 @@ class RetrievalHead:
 
     Attributes
     ----------
-    query_weight, query_bias : float32 [D, H], [D], of the query's first row after the layers that see the query alone.
+    query_weight, query_bias : float32 [D, H], [D], of the mean of the query's rows after the layers that see the query alone, which
+        leave the first row, [CLS], all but the same for every query.
     item_weight, item_bias : float32 [D, G W], [D], of the mean of the item's states as they are stored.
     """
 
@@ -113,8 +114,8 @@ class RetrievalHead:
         return len(self.query_bias)
 
     def query_vectors(self, rows: NDArray[Any]) -> Int8Vectors:
-        """Query rows [Q, R, H] -> int8 [Q, D] and scales float32 [Q]."""
-        return as_int8(unit(rows[:, 0].astype(np.float64) @ self.query_weight.T.astype(np.float64) + self.query_bias))
+        """Query rows [Q, R, H] -> int8 [Q, D] and scales float32 [Q]. None of the R rows is padding."""
+        return as_int8(unit(rows.mean(axis=1, dtype=np.float64) @ self.query_weight.T.astype(np.float64) + self.query_bias))
 
     def item_vectors(self, states: ItemStates, spec: StateSpec) -> Int8Vectors:
         """States of R items -> int8 [R, D] and scales float32 [R]."""

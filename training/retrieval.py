@@ -170,12 +170,14 @@ def title_spans(dataset: Dataset, count: int, seed: int) -> list[tuple[str, str]
 
 @torch.no_grad()
 def query_rows(scorer: StudentScorer, queries: Sequence[str]) -> NDArray[np.float32]:
-    """The [CLS] row of each query after the layers that see it alone, float32 [Q, H]."""
+    """The mean of each query's rows after the layers that see it alone, float32 [Q, H]."""
     student, spec = _mid(scorer), scorer.text.spec
     rows = [np.concatenate([spec.prefix, scorer.text.encode_query(text), spec.middle]).astype(np.int64) for text in queries]
     found = np.zeros((len(rows), student.shape.hidden), np.float32)
     for chosen, ids, lengths in _passes(rows, spec.pad_id):
-        found[chosen] = student.encode_queries(*tensors(ids, lengths))[:, 0].float().cpu().numpy()
+        made = student.encode_queries(*tensors(ids, lengths)).float().cpu().numpy()
+        real = np.arange(made.shape[1]) < lengths[:, None]
+        found[chosen] = (made * real[:, :, None]).sum(axis=1) / lengths[:, None]
     return found
 
 
@@ -237,7 +239,7 @@ def check_head(head: RetrievalHead, scorer: StudentScorer) -> float:
     means = mean_states(states, spec, 0, 16)
     asked = rng.normal(size=(16, 3, shape.hidden)).astype(np.float32)
     for rows, weight, bias, (values, scales) in (
-        (asked[:, 0], head.query_weight, head.query_bias, head.query_vectors(asked)),
+        (asked.mean(axis=1), head.query_weight, head.query_bias, head.query_vectors(asked)),
         (means, head.item_weight, head.item_bias, head.item_vectors(states, spec)),
     ):
         told = torch.from_numpy(weight), torch.from_numpy(bias)
