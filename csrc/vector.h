@@ -10,7 +10,7 @@
  *          them at every step, for the sake of what follows; that costs up to half of the speed.
  * TURN_BLOCK(from, ldf, to, ldt) writes the TURN x TURN floats at from on their side to `to`; ldf and ldt are row lengths.
  * EVEN(p), ODD(p)   the first, or the second, number of each of VW pairs of bfloat16. STORE_BF16 rounds, of two to the even one.
- * FMA(a, b, c) is a * b + c: rounded once where the set has it, twice in plain C. RELU keeps a NaN.
+ * FMA(a, b, c) is a * b + c: rounded once where the set has it, twice in plain C.
  */
 #undef VF
 #undef VI
@@ -22,8 +22,6 @@
 #undef LOADN
 #undef STOREN
 #undef LOADN_OR
-#undef ABS
-#undef RELU
 #undef TURN
 #undef TURN_BLOCK
 #undef SET1
@@ -58,8 +56,6 @@
 #define STORE(p, v) (*(p) = (v))
 #define LOADN(p, n) ((void)(n), *(p))
 #define LOADN_OR(p, n, v) ((void)(n), (void)(v), *(p))
-#define ABS(x) fabsf(x)
-#define RELU(x) ((x) < 0.0f ? 0.0f : (x))
 #define STOREN(p, n, v) ((void)(n), *(p) = (v))
 #define TURN 1
 #define TURN_BLOCK(from, ldf, to, ldt) ((void)(ldf), (void)(ldt), *(to) = *(from))
@@ -127,8 +123,6 @@ static inline uint16_t bf16_scalar(float x)
 #define STORE(p, v) vst1q_f32(p, v)
 #define LOADN(p, n) loadn_neon(p, n, vdupq_n_f32(0.0f))
 #define LOADN_OR(p, n, v) loadn_neon(p, n, v)
-#define ABS(x) vabsq_f32(x)
-#define RELU(x) vmaxq_f32(x, vdupq_n_f32(0.0f))
 #define STOREN(p, n, v) storen_neon(p, n, v)
 #define TURN 4
 #define TURN_BLOCK(from, ldf, to, ldt) turn_neon(from, ldf, to, ldt)
@@ -217,8 +211,6 @@ static inline void store_bf16_neon(uint16_t *p, float32x4_t v)
 #define STORE(p, v) _mm256_storeu_ps(p, v)
 #define LOADN(p, n) _mm256_maskload_ps(p, lanes_avx2(n))
 #define LOADN_OR(p, n, v) _mm256_blendv_ps(v, LOADN(p, n), _mm256_castsi256_ps(lanes_avx2(n)))
-#define ABS(x) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x)
-#define RELU(x) _mm256_max_ps(_mm256_setzero_ps(), x)
 #define STOREN(p, n, v) _mm256_maskstore_ps(p, lanes_avx2(n), v)
 #define TURN 8
 #define TURN_BLOCK(from, ldf, to, ldt) turn_avx2(from, ldf, to, ldt)
@@ -310,8 +302,6 @@ TARGET static inline void store_bf16_avx2(uint16_t *p, __m256 v)
 #define STORE(p, v) _mm512_storeu_ps(p, v)
 #define LOADN(p, n) _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1), p)
 #define LOADN_OR(p, n, v) _mm512_mask_loadu_ps(v, (__mmask16)((1u << (n)) - 1), p)
-#define ABS(x) _mm512_abs_ps(x)
-#define RELU(x) _mm512_max_ps(_mm512_setzero_ps(), x)
 #define STOREN(p, n, v) _mm512_mask_storeu_ps(p, (__mmask16)((1u << (n)) - 1), v)
 #define TURN 8
 #define TURN_BLOCK(from, ldf, to, ldt) turn_avx2(from, ldf, to, ldt)
