@@ -12,7 +12,7 @@ enum {
     EDR_STORE = 0, /* out = y */
     EDR_GELU = 1,  /* out = gelu(y) */
     EDR_ADD = 2,   /* out = out + y: the residual */
-    EDR_GELU_COARSE = 3 /* what EDR_GELU is to the kernels of int8: the result is rounded to one of 256 numbers next */
+    EDR_GELU_COARSE = 3 /* no caller's: what EDR_GELU is to the kernels of int8, because the result is rounded to one of 256 numbers next */
 };
 
 /* The left side of a product: m rows of k numbers. For int8 weights a row is u8 with x = least + scale * u; bfloat16, the upper

@@ -127,7 +127,8 @@ class Ranker:
         root = Path(bundle)
         manifest = read_manifest(root)
         if verify:
-            verify_bundle(root, but=manifest.engine_file if manifest.backend == "native" else None)  # which maps its file, by `map_file`
+            # The native engine has the hash of its file checked as it is opened, by `map_file`.
+            manifest = verify_bundle(root, but=manifest.engine_file if manifest.backend == "native" else None)
         model, spec = read_json(root, manifest, "model.json"), read_json(root, manifest, "features.json")
         try:
             text_spec = TextSpec.from_json(model["text"])

@@ -1,6 +1,6 @@
 /* cc -std=c11 -g -O1 -fsanitize=address,undefined -Icsrc tests/csrc/fuzz_engine.c csrc/[a-z]*.c -lm -lpthread -o fuzz_engine
- * fuzz_engine [rounds] [seed] [inputs]: damaged engine files, and ragged rows, items and candidates with faults. The sanitizers are the judge of memory;
- * the checks here are that a refusal writes nothing, and that what is accepted is scored.
+ * fuzz_engine [rounds] [seed] [inputs]: damaged engine files, and ragged rows, items and candidates with faults. The sanitizers are the
+ * judge of memory; the checks here are that a refusal writes nothing, and that what is accepted is scored.
  *
  * What is damaged, and how, are decisions, and each is a number from `choose`. They come from a generator, the same on every
  * machine; or from the bytes of an input, of which corpus_engine/ keeps some; or, with -DLIBFUZZER and clang -fsanitize=fuzzer,
@@ -124,7 +124,7 @@ static void fuzz_rows(const edr_model *m)
     free_rows(&r);
 }
 
-/* Candidates among the states of a small table, and items to encode, with faults as above. What is refused writes nothing. */
+/* Candidates among the states of a small table, and items to encode, with faults as above. A refused ranking writes no logit. */
 static void fuzz_candidates(const edr_model *m)
 {
     const int kind = m->mid.state_kind, isa = (int)choose(EDR_ISA_COUNT), set = edr_isa_supported(isa) ? isa : edr_isa_best();

@@ -319,7 +319,7 @@ def test_a_missing_pycuda_is_named(served: Served, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(trt_device.importlib, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"pip install 'edgerec\[tensorrt\]'"):
-        open_engine(served.bundle, threads=2, fallback=False)
+        open_engine(served.bundle, fallback=False)
     engine: Any = open_engine(served.bundle)
     assert "pycuda is not installed" in engine.note
 
@@ -329,7 +329,7 @@ def test_a_plan_that_tensorrt_refuses_falls_back(served: Served, monkeypatch: py
 
     monkeypatch.setattr(tensorrt.Runtime, "deserialize_cuda_engine", lambda self, data: None)
     with pytest.raises(EngineError, match=r"refuses engine.sm_90.plan, though it fits"):
-        open_engine(served.bundle, threads=2, fallback=False)
+        open_engine(served.bundle, fallback=False)
 
 
 def test_a_plan_of_other_shapes_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +337,7 @@ def test_a_plan_of_other_shapes_is_refused(served: Served, monkeypatch: pytest.M
 
     monkeypatch.setattr(tensorrt.Engine, "get_tensor_profile_shape", lambda self, name, index: [(1, 1)] * 3)
     with pytest.raises(EngineError, match=r"profile 0 is of \[1, 1\], plans.json says \[4, 16\]"):
-        open_engine(served.bundle, threads=2, fallback=False)
+        open_engine(served.bundle, fallback=False)
 
 
 def test_a_forked_child_uses_the_cpu_engine(served: Served) -> None:
