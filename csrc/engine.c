@@ -5,7 +5,7 @@
 
 /* Fewer tokens than this are not worth waking a thread for. */
 #define LEAST_TOKENS 96
-/* More are cut, so that the threads end at about the same time. */
+/* About so many are a task of a large call, so that the threads end at about the same time; there are as many tasks for each thread. */
 #define MOST_TOKENS 4096
 #define MAX_TASKS 256
 
@@ -37,20 +37,18 @@ static edr_status check_rooms(const edr_model *model, int isa, int64_t workers, 
     return edr_isa_supported(isa) ? EDR_OK : EDR_E_ISA;
 }
 
-/* Whole rows, about `tokens` of them a task, when each counts for `extra` more than its length; returns the number of tasks. */
-static int64_t cut(const int64_t *lengths, int64_t rows, int64_t extra, int64_t tokens, int64_t *bounds)
+/* Whole rows in at most `tasks` tasks of about as many tokens, when a row counts for `extra` more than its length; returns their number. */
+static int64_t cut(const int64_t *lengths, int64_t rows, int64_t extra, int64_t tokens, int64_t tasks, int64_t *bounds)
 {
-    int64_t tasks = 0, held = 0;
+    int64_t cuts = 0, held = 0;
     bounds[0] = 0;
-    for (int64_t row = 0; row < rows; row++) {
+    for (int64_t row = 0; row + 1 < rows && cuts < tasks - 1; row++) {
         held += lengths[row] + extra;
-        if (held >= tokens && tasks < MAX_TASKS - 1) {
-            bounds[++tasks] = row + 1;
-            held = 0;
-        }
+        const int64_t after = held + lengths[row + 1] + extra; /* a cut is where a row ends nearest to it */
+        if ((held + after) * tasks >= 2 * tokens * (cuts + 1)) bounds[++cuts] = row + 1;
     }
-    if (bounds[tasks] < rows) bounds[++tasks] = rows;
-    return tasks;
+    bounds[++cuts] = rows;
+    return cuts;
 }
 
 /* All rows: on the caller alone, or as tasks. */
@@ -66,9 +64,10 @@ static void share_out(shared *s, edr_pool *pool, int64_t workers, const int64_t 
     int64_t tokens = rows * extra;
     for (int64_t row = 0; row < rows; row++) tokens += lengths[row];
     /* Two tasks a thread: the second evens out what a busy machine, or long rows, did to the first. */
-    tokens = (tokens + 2 * workers + 1) / (2 * (workers + 1));
-    tokens = tokens < LEAST_TOKENS ? LEAST_TOKENS : tokens > MOST_TOKENS ? MOST_TOKENS : tokens;
-    edr_pool_run(pool, cut(lengths, rows, extra, tokens, s->bounds), task, s);
+    const int64_t threads = workers + 1, rounds = edr_larger(2, (tokens + MOST_TOKENS * threads - 1) / (MOST_TOKENS * threads));
+    int64_t tasks = edr_larger(1, tokens / LEAST_TOKENS);
+    tasks = tasks < rounds * threads ? tasks : rounds * threads;
+    edr_pool_run(pool, cut(lengths, rows, extra, tokens, tasks < MAX_TASKS ? tasks : MAX_TASKS, s->bounds), task, s);
 }
 
 static void mark_done(const shared *s, int64_t begin, int64_t end, int64_t scored)

@@ -32,15 +32,9 @@
 #define UNROLL
 #endif
 
-/* What an int8 panel's tiles are given beside their operands. */
-typedef struct edr_beside {
-    int32_t start[EDR_PANEL]; /* of their sums, for sets that want it */
-    const int8_t *next;       /* the next panel */
-    int64_t share, hop;       /* bytes of it a tile asks for, and a step of four k */
-} edr_beside;
-
+/* `start`: what the sums of an int8 panel's tiles start at, for sets that want it. */
 typedef void (*tiles)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t begin, int64_t end, float *out, int64_t ldo,
-                      const edr_beside *beside);
+                      const int32_t *start);
 
 #define TABLE_OF_TASKS(NAME, FLOATS, BYTES, HALVES, BEGIN, END)                                                                    \
     static const edr_engine_kernels NAME = {product_f32_##FLOATS, product_u8_##BYTES, product_bf16_##HALVES, quantise_##FLOATS,    \
@@ -83,7 +77,7 @@ static inline void dot_tile_scalar(int32_t sum[1][EDR_PANEL], const uint8_t *x, 
 #define TILE_BF16_MID 1
 #define TILE_BF16_LOW 1
 #define START(start, b, k) ((void)(start))
-#define DOT_TILE(sum, x, b, k, rows, start, ahead, hop) dot_tile_scalar(sum, x, b, k)
+#define DOT_TILE(sum, x, b, k, rows, start) dot_tile_scalar(sum, x, b, k)
 #include "kernels_float.h"
 #include "kernels_product.h"
 #undef EDR_VECTOR
@@ -145,7 +139,7 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
 #define TILE_BF16 2
 #define TILE_BF16_MID 1
 #define TILE_BF16_LOW 1
-#define DOT_TILE(sum, x, b, k, rows, start, ahead, hop) \
+#define DOT_TILE(sum, x, b, k, rows, start) \
     do {                                             \
         dot_half_avx2(sum, 0, x, b, k, rows);        \
         dot_half_avx2(sum, 2, x, (b) + 64, k, rows); \
@@ -199,7 +193,7 @@ TARGET static ALWAYS_INLINE void dot_tile_avxvnni(__m256i sum[3][4], const uint8
 #define TILE_U8 3
 #define TILE_U8_MID 2
 #define TILE_U8_LOW 1
-#define DOT_TILE(sum, x, b, k, rows, start, ahead, hop) dot_tile_avxvnni(sum, x, b, k, rows)
+#define DOT_TILE(sum, x, b, k, rows, start) dot_tile_avxvnni(sum, x, b, k, rows)
 #include "kernels_float.h"
 #include "kernels_product.h"
 #undef EDR_VNNI
@@ -214,6 +208,22 @@ TABLE(avxvnni_kernels, avxvnni, avxvnni, avx2)
 #endif
 
 #undef EDR_VECTOR
+/* |x| Phi(-|x|) around |x| = 4.5 i / 31, i = 0 .. 31: constants, slopes and curvatures of parabolas (Chebyshev fits), per 4.5 / 31. */
+static const float gelu_pieces[3][32] = {
+    {0.0f, 0.0642034262f, 0.112001829f, 0.144408762f, 0.163010135f, 0.169823229f, 0.167126447f, 0.157280564f,
+     0.142562345f, 0.125026897f, 0.106410079f, 0.0880750269f, 0.0710011572f, 0.0558084287f, 0.0428070687f, 0.0320617668f,
+     0.0234600455f, 0.0167767387f, 0.0117288884f, 0.00801833346f, 0.00536137633f, 0.00350674894f, 0.00224402617f, 0.00140505948f,
+     0.000860886415f, 0.000516197062f, 0.000302923261f, 0.000173988985f, 9.78146491e-05f, 5.3826614e-05f, 2.89945692e-05f, 1.52921475e-05f},
+    {0.0725774169f, 0.0559070893f, 0.0399235003f, 0.0252559967f, 0.0124117015f, 0.00173942326f, -0.00658939546f, -0.0125784744f,
+     -0.0163854901f, -0.0182867777f, -0.0186343268f, -0.0178117212f, -0.016194731f, -0.0141206421f, -0.0118683195f, -0.00964906532f,
+     -0.00760682486f, -0.00582528999f, -0.00433919206f, -0.00314720278f, -0.00222441694f, -0.00153307721f, -0.00103085081f, -0.000676548167f,
+     -0.000433539273f, -0.00027134121f, -0.000165909689f, -9.91268316e-05f, -5.78836771e-05f, -3.30397997e-05f, -1.84372948e-05f, -9.85463521e-06f},
+    {-0.00839352701f, -0.00822365656f, -0.00771381846f, -0.00691638002f, -0.0059023248f, -0.00475747325f, -0.00357179623f, -0.00242907624f,
+     -0.00139844825f, -0.000528871955f, 0.000153025452f, 0.000641927356f, 0.000950306363f, 0.00110337557f, 0.00113354472f, 0.00107527443f,
+     0.000960959296f, 0.000818151108f, 0.000668147055f, 0.000525746786f, 0.000399859826f, 0.000294613128f, 0.000210644008f, 0.000146341845f,
+     9.88915272e-05f, 6.50550719e-05f, 4.16897165e-05f, 2.60402885e-05f, 1.58611929e-05f, 9.42479437e-06f, 5.46514639e-06f, 3.55741281e-06f},
+};
+
 /* ---- AVX-512F: floats only; it has no integer products of bytes or words ---- */
 
 #define EDR_VECTOR 16
@@ -233,43 +243,45 @@ TABLE(avx512_kernels, avx512, avx2, avx512)
 #define EDR_VNNI
 #include "vector.h"
 
-/* The sums have names: pinned in an array, GCC 12 still stores all 24 of them at every step of k. */
-#define EACH_4(DO) DO(0) DO(1) DO(2) DO(3)
-#define EACH_8(DO) EACH_4(DO) DO(4) DO(5) DO(6) DO(7)
-#define EACH_12(DO) EACH_8(DO) DO(8) DO(9) DO(10) DO(11)
-#define ZERO(r) __m512i left##r = _mm512_setzero_si512(), right##r = left##r;
-#define STEP(r)                                          \
-    memcpy(&four, x + r * k + i, 4);                     \
+/*
+ * The sums have names: pinned in an array, GCC 12 still stores all 24 of them at every step of k. Row r is x + r k, reached from a pointer for
+ * every four rows: with one for all, GCC runs out of registers and fetches distances from vector ones at every step.
+ */
+#define EACH_4(DO) DO(0, x0, 0) DO(1, x0, k) DO(2, x0, 2 * k) DO(3, x0, 3 * k)
+#define EACH_8(DO) EACH_4(DO) DO(4, x4, 0) DO(5, x4, k) DO(6, x4, 2 * k) DO(7, x4, 3 * k)
+#define EACH_12(DO) EACH_8(DO) DO(8, x8, 0) DO(9, x8, k) DO(10, x8, 2 * k) DO(11, x8, 3 * k)
+#define ZERO(r, from, by) __m512i left##r = _mm512_setzero_si512(), right##r = left##r;
+#define STEP(r, from, by)                                \
+    memcpy(&four, from + by, 4);                         \
     spread = _mm512_set1_epi32(four);                    \
     left##r = _mm512_dpbusd_epi32(left##r, spread, b0);  \
     right##r = _mm512_dpbusd_epi32(right##r, spread, b1);
-#define KEEP(r)                                         \
-    PIN(left##r);                                       \
-    PIN(right##r);                                      \
-    sum[r][0] = left##r, sum[r][1] = right##r;
-#define DOT(ROWS)                                                                                                              \
-    TARGET static ALWAYS_INLINE void dot_##ROWS##_vnni(__m512i sum[12][2], const uint8_t *x, const int8_t *b, int64_t k,       \
-                                                       const int8_t *ahead, int64_t hop)                                       \
-    {                                                                                                                          \
-        EACH_##ROWS(ZERO)                                                                                                      \
-        for (int64_t i = 0; i < k; i += 4, b += 4 * EDR_PANEL, ahead += hop) {                                                 \
-            _mm_prefetch((const char *)ahead, _MM_HINT_T0);                                                                    \
-            const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 64);                                         \
-            int32_t four;                                                                                                      \
-            __m512i spread;                                                                                                    \
-            EACH_##ROWS(STEP)                                                                                                  \
-        }                                                                                                                      \
-        EACH_##ROWS(KEEP)                                                                                                      \
+#define KEEP(r, from, by)                            \
+    _mm512_store_si512(sum + EDR_PANEL * r, left##r); \
+    _mm512_store_si512(sum + EDR_PANEL * r + 16, right##r);
+#define DOT(ROWS)                                                                                                               \
+    TARGET static NEVER_INLINE void dot_##ROWS##_vnni(int32_t *sum, const uint8_t *x, const int8_t *b, int64_t k, const int8_t *ahead, \
+                                                      int64_t hop)                                                              \
+    {                                                                                                                           \
+        const uint8_t *x0 = x, *x4 = x + 4 * k, *x8 = x + 8 * k;                                                                \
+        EACH_##ROWS(ZERO)                                                                                                       \
+        for (const uint8_t *end = x + k; x0 < end; x0 += 4, x4 += 4, x8 += 4, b += 4 * EDR_PANEL, ahead += hop) {               \
+            _mm_prefetch((const char *)ahead, _MM_HINT_T0);                                                                     \
+            const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 64);                                          \
+            int32_t four;                                                                                                       \
+            __m512i spread;                                                                                                     \
+            EACH_##ROWS(STEP)                                                                                                   \
+        }                                                                                                                       \
+        EACH_##ROWS(KEEP)                                                                                                       \
     }
 DOT(4)
 DOT(8)
 DOT(12)
 
+/* The sums of up to 12 rows, of at least 4; what lies behind x's rows is multiplied too. */
 #define TILE_U8 12
-#define TILE_U8_MID 8
-#define TILE_U8_LOW 4
-#define DOT_TILE(sum, x, b, k, rows, start, ahead, hop) \
-    (rows == 12 ? dot_12_vnni(sum, x, b, k, ahead, hop) : rows == 8 ? dot_8_vnni(sum, x, b, k, ahead, hop) : dot_4_vnni(sum, x, b, k, ahead, hop))
+#define DOT_KEPT(sum, x, b, k, rows, ahead, hop) \
+    ((rows) > 8 ? dot_12_vnni : (rows) > 4 ? dot_8_vnni : dot_4_vnni)(sum, x, b, k, ahead, hop)
 #include "kernels_float.h"
 #include "kernels_product.h"
 
@@ -282,9 +294,13 @@ TABLE(vnni_kernels, vnni, vnni, avx512)
 #define EDR_BF16
 #include "vector.h"
 
-#define BIAS(r) __m512 left##r = LOAD(bias), right##r = LOAD(bias + 16);
-#define PAIR(r)                                                             \
-    memcpy(&two, x + r * k + i, 4);                                         \
+#define BIAS(r, from, by) __m512 left##r = LOAD(bias), right##r = LOAD(bias + 16);
+#define KEPT(r, from, by)                                                   \
+    PIN(left##r);                                                           \
+    PIN(right##r);                                                          \
+    sum[r][0] = left##r, sum[r][1] = right##r;
+#define PAIR(r, from, by)                                                   \
+    memcpy(&two, from + by, 4);                                             \
     spread = (__m512bh)_mm512_set1_epi32(two);                              \
     left##r = _mm512_dpbf16_ps(left##r, spread, (__m512bh)b0);              \
     right##r = _mm512_dpbf16_ps(right##r, spread, (__m512bh)b1);
@@ -292,14 +308,15 @@ TABLE(vnni_kernels, vnni, vnni, avx512)
     TARGET static ALWAYS_INLINE void pairs_##ROWS##_bf16(__m512 sum[12][2], const uint16_t *x, const uint16_t *b,              \
                                                          const float *bias, int64_t k)                                         \
     {                                                                                                                          \
+        const uint16_t *x0 = x, *x4 = x + 4 * k, *x8 = x + 8 * k;                                                              \
         EACH_##ROWS(BIAS)                                                                                                      \
-        for (int64_t i = 0; i < k; i += 2, b += 2 * EDR_PANEL) {                                                               \
+        for (const uint16_t *end = x + k; x0 < end; x0 += 2, x4 += 2, x8 += 2, b += 2 * EDR_PANEL) {                           \
             const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 32);                                         \
             int32_t two;                                                                                                       \
             __m512bh spread;                                                                                                   \
             EACH_##ROWS(PAIR)                                                                                                  \
         }                                                                                                                      \
-        EACH_##ROWS(KEEP)                                                                                                      \
+        EACH_##ROWS(KEPT)                                                                                                      \
     }
 PAIRS(4)
 PAIRS(8)

@@ -39,12 +39,12 @@ typedef struct edr_engine_kernels {
     void (*product_f32)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo, int then);
     void (*product_u8)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo, int then);
     void (*product_bf16)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo, int then);
-    /* x to u8 over its own range: u = round((x - least) / scale), scale = (most - least) / 255. n is a multiple of 32. */
-    void (*quantise)(const float *x, int64_t n, uint8_t *u, float *scale, float *least);
+    /* Each row of x [rows, n] to u8 over its own range: u = round((x - least) / scale), scale = (most - least) / 255. n is a multiple of 32. */
+    void (*quantise)(const float *x, int64_t rows, int64_t n, uint8_t *u, float *scale, float *least);
     /* x to the nearest bfloat16, of two the even one; NaN stays NaN. n is a multiple of 32. */
     void (*round_bf16)(const float *x, int64_t n, uint16_t *out);
-    /* LayerNorm in place: weight is [2, n], scale then shift; n is a multiple of 32. */
-    void (*normalise)(float *x, int64_t n, const float *weight);
+    /* LayerNorm of the rows of x [rows, n], in place: weight is [2, n], scale then shift; n is a multiple of 32. */
+    void (*normalise)(float *x, int64_t rows, int64_t n, const float *weight);
     /* out = word + position + type; word is int8 times `scale`, bfloat16 or float32: numbers of 1, 2 or 4 bytes. */
     void (*embed)(const void *word, int bytes, float scale, const float *position, const float *type, int64_t n, float *out);
     /*
@@ -80,7 +80,7 @@ typedef struct edr_engine_kernels {
 } edr_engine_kernels;
 
 /* Keys transposed, and the scores of a few query rows; both with rows rounded up to whole vectors. */
-#define EDR_ATTENTION_ROWS 4
+#define EDR_ATTENTION_ROWS 8
 #define EDR_ATTENTION_ROOM(t, s) (((s) + EDR_ATTENTION_ROWS) * EDR_ROUND16(t))
 #define EDR_FOLDED_ROOM(t, n) EDR_ATTENTION_ROOM(t, n)
 

@@ -63,20 +63,7 @@ AMX static void end_tiles(void) { _tile_release(); }
 GROUP(group_u8, _tile_dpbusd)
 GROUP(group_bf16, _tile_dpbf16ps)
 
-/* The rows of a group that are asked for, from their sums to what is stored. */
-AMX static ALWAYS_INLINE void finish_u8(const int32_t *sum, const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, int64_t rows,
-                                        float *out, int64_t ldo, const int then)
-{
-    const float *bias = w->bias + panel * EDR_PANEL, *scale = w->scale + panel * EDR_PANEL, *sums = w->sums + panel * EDR_PANEL;
-    for (int64_t r = 0; r < rows; r++) {
-        const VF by = SET1(x->scale[row + r]), from = SET1(x->least[row + r]);
-        UNROLL for (int c = 0; c < EDR_PANEL; c += VW) {
-            const VF rest = FMA(from, LOAD(sums + c), LOAD(bias + c)), y = TO_FLOAT(_mm512_loadu_si512(sum + r * EDR_PANEL + c));
-            FN(finish)(FMA(MUL(by, LOAD(scale + c)), y, rest), out + r * ldo + c, then);
-        }
-    }
-}
-
+/* Sums of bfloat16 to what is stored; those of int8 are finished as AVX-512's. */
 AMX static ALWAYS_INLINE void finish_bf16(const float *sum, const edr_linear *w, int64_t panel, int64_t rows, float *out, int64_t ldo, const int then)
 {
     const float *bias = w->bias + panel * EDR_PANEL;
@@ -87,7 +74,7 @@ AMX static ALWAYS_INLINE void finish_bf16(const float *sum, const edr_linear *w,
 
 typedef void (*panels_of_rows)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t m, float *out, int64_t ldo);
 
-#define PANEL_U8(NAME, THEN)                                                                                                              \
+#define PANEL_U8(NAME, FINISH)                                                                                                             \
     AMX static NEVER_INLINE void NAME(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t m, float *out, int64_t ldo)          \
     {                                                                                                                                     \
         int32_t sum[2 * TILE_HEIGHT * EDR_PANEL] __attribute__((aligned(64)));                                                            \
@@ -105,12 +92,12 @@ typedef void (*panels_of_rows)(const edr_linear *w, int64_t panel, const edr_row
             } else {                                                                                                                      \
                 group_u8(sum, rows, k, b, tail, 0);                                                                                       \
             }                                                                                                                             \
-            finish_u8(sum, w, panel, x, r, m - r < 2 * TILE_HEIGHT ? m - r : 2 * TILE_HEIGHT, out + r * ldo, ldo, THEN);                  \
+            FINISH(sum, w, x, panel, r, m - r < 2 * TILE_HEIGHT ? m - r : 2 * TILE_HEIGHT, out + r * ldo, ldo);                           \
         }                                                                                                                                 \
     }
-PANEL_U8(panel_store_u8, EDR_STORE)
-PANEL_U8(panel_gelu_u8, EDR_GELU_COARSE)
-PANEL_U8(panel_add_u8, EDR_ADD)
+PANEL_U8(panel_store_u8, FN(finish_store))
+PANEL_U8(panel_gelu_u8, FN(finish_gelu))
+PANEL_U8(panel_add_u8, FN(finish_add))
 
 #define PANEL_BF16(NAME, THEN)                                                                                                            \
     AMX static NEVER_INLINE void NAME(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t m, float *out, int64_t ldo)          \

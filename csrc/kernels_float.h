@@ -48,9 +48,20 @@ TARGET static inline VF FN(gelu)(VF x)
 }
 
 /*
- * The same within 4.2e-5 for |x| <= 4, and within 4.5e-5 |x| beyond, for the int8 products: the number becomes one of 256 next, mostly of
- * steps of 1e-2. The fit is one of degree 7, and Phi counts as 1 from 4 on.
+ * The same, coarser, for the int8 products: the number becomes one of 256 next, mostly of steps of 1e-2. Within 4.2e-5 for |x| <= 4, and
+ * within 4.5e-5 |x| beyond: a fit of degree 7, and Phi counts as 1 from 4 on. Where a vector instruction looks things up (PICK), within
+ * 1.6e-5 everywhere: max(x, 0) less |x| Phi(-|x|), which is a parabola in each of 32 pieces of 0 .. 4.5 and nothing to speak of
+ * beyond. That takes five instructions of the units that multiply instead of twelve, and these are what the products wait for.
  */
+#ifdef PICK
+TARGET static ALWAYS_INLINE VF FN(gelu_coarse)(VF x)
+{
+    const VF round = SET1(12582912.0f); /* as in exp: what is added to it is rounded, and lies in its lowest bits */
+    const VF along = MIN(MUL(ABS(x), SET1(31.0f / 4.5f)), SET1(31.0f)), moved = ADD(along, round), d = SUB(along, SUB(moved, round));
+    const VF less = FMA(FMA(PICK(gelu_pieces[2], moved), d, PICK(gelu_pieces[1], moved)), d, PICK(gelu_pieces[0], moved));
+    return SUB(MAX(SET1(0.0f), x), less); /* of 0 and a NaN, in this order, the NaN */
+}
+#else
 TARGET static inline VF FN(gelu_coarse)(VF x)
 {
     static const float c[8] = {-0.00272898169f, 0.00821126579f, -0.01326002f, 0.0216217261f, -0.0364953653f, 0.0560508064f, -0.0843574709f, 0.175947751f};
@@ -60,6 +71,7 @@ TARGET static inline VF FN(gelu_coarse)(VF x)
     for (int i = 1; i < 8; i++) p = FMA(p, u, SET1(c[i]));
     return MUL(x, FMA(near, p, SET1(0.5f)));
 }
+#endif
 
 TARGET static void FN(gelu_coarse_row)(float *x, int64_t n)
 {
@@ -134,49 +146,86 @@ TARGET static void FN(round_bf16)(const float *x, int64_t n, uint16_t *out)
     for (int64_t i = 0; i < n; i += VW) STORE_BF16(out + i, LOAD(x + i));
 }
 
-/* Two passes for the moments: the variance of x - mean loses nothing to cancellation, and the row is in L1 anyway. */
-TARGET static void FN(normalise)(float *x, int64_t n, const float *weight)
+/*
+ * Two rows are done side by side where there are two: each waits for its own sums across a vector, and the processor for neither.
+ *
+ * Two passes for the moments: the variance of x - mean loses nothing to cancellation, and the row is in L1 anyway.
+ */
+TARGET static ALWAYS_INLINE void FN(normalise_rows)(float *x, int64_t n, const float *weight, const int rows)
 {
     const float *shift = weight + n;
-    VF sum0 = SET1(0.0f), sum1 = sum0;
+    VF sum[2][2], mean[2], by[2];
+    UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = SET1(0.0f);
     for (int64_t i = 0; i < n; i += 2 * VW) {
-        sum0 = ADD(sum0, LOAD(x + i));
-        sum1 = ADD(sum1, LOAD(x + i + VW));
+        UNROLL for (int r = 0; r < rows; r++) {
+            sum[r][0] = ADD(sum[r][0], LOAD(x + r * n + i));
+            sum[r][1] = ADD(sum[r][1], LOAD(x + r * n + i + VW));
+        }
     }
-    const VF mean = SET1(SUM(ADD(sum0, sum1)) / (float)n);
-    VF square0 = SET1(0.0f), square1 = square0;
+    UNROLL for (int r = 0; r < rows; r++) {
+        mean[r] = SET1(SUM(ADD(sum[r][0], sum[r][1])) / (float)n);
+        sum[r][0] = sum[r][1] = SET1(0.0f);
+    }
     for (int64_t i = 0; i < n; i += 2 * VW) {
-        const VF a = SUB(LOAD(x + i), mean), b = SUB(LOAD(x + i + VW), mean);
-        square0 = FMA(a, a, square0);
-        square1 = FMA(b, b, square1);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const VF a = SUB(LOAD(x + r * n + i), mean[r]), b = SUB(LOAD(x + r * n + i + VW), mean[r]);
+            sum[r][0] = FMA(a, a, sum[r][0]);
+            sum[r][1] = FMA(b, b, sum[r][1]);
+        }
     }
-    const VF by = SET1(1.0f / sqrtf(SUM(ADD(square0, square1)) / (float)n + 1e-12f));
+    UNROLL for (int r = 0; r < rows; r++) by[r] = SET1(1.0f / sqrtf(SUM(ADD(sum[r][0], sum[r][1])) / (float)n + 1e-12f));
     for (int64_t i = 0; i < n; i += VW) {
-        STORE(x + i, FMA(MUL(SUB(LOAD(x + i), mean), by), LOAD(weight + i), LOAD(shift + i)));
+        const VF w = LOAD(weight + i), b = LOAD(shift + i);
+        UNROLL for (int r = 0; r < rows; r++) STORE(x + r * n + i, FMA(MUL(SUB(LOAD(x + r * n + i), mean[r]), by[r]), w, b));
     }
 }
 
-TARGET static void FN(quantise)(const float *x, int64_t n, uint8_t *u, float *scale, float *least)
+TARGET static void FN(normalise)(float *x, int64_t rows, int64_t n, const float *weight)
+{
+    int64_t r = 0;
+    for (; r + 2 <= rows; r += 2) FN(normalise_rows)(x + r * n, n, weight, 2);
+    if (r < rows) FN(normalise_rows)(x + r * n, n, weight, 1);
+}
+
+TARGET static ALWAYS_INLINE void FN(quantise_rows)(const float *x, int64_t n, uint8_t *u, float *scale, float *least, const int rows)
 {
     const VF zero = SET1(0.0f);
-    VF low0 = LOAD(x), low1 = LOAD(x + VW), high0 = low0, high1 = low1, odd0 = MUL(low0, zero), odd1 = MUL(low1, zero);
-    for (int64_t i = 2 * VW; i < n; i += 2 * VW) {
-        const VF a = LOAD(x + i), b = LOAD(x + i + VW);
-        odd0 = FMA(a, zero, odd0);
-        odd1 = FMA(b, zero, odd1);
-        low0 = MIN(low0, a);
-        low1 = MIN(low1, b);
-        high0 = MAX(high0, a);
-        high1 = MAX(high1, b);
+    VF low[2][2], high[2][2], odd[2][2], by[2], from[2];
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < 2; c++) {
+            low[r][c] = high[r][c] = LOAD(x + r * n + c * VW);
+            odd[r][c] = MUL(low[r][c], zero);
+        }
     }
-    const float low = LEAST(MIN(low0, low1)), range = MOST(MAX(high0, high1)) - low;
-    /* A row of equal values has range 0: every u is 0 and x = least, exactly. */
-    const float inverse = range > 0.0f ? 255.0f / range : 0.0f;
-    const VF by = SET1(inverse), from = SET1(low);
-    for (int64_t i = 0; i < n; i += VW) STORE_U8(u + i, MUL(SUB(LOAD(x + i), from), by));
-    /* MIN and MAX drop a NaN; 0 times the row is 0, or NaN when a number is not finite, and then so is what comes of the row. */
-    *scale = range * (1.0f / 255.0f) + SUM(ADD(odd0, odd1));
-    *least = low;
+    for (int64_t i = 2 * VW; i < n; i += 2 * VW) {
+        UNROLL for (int r = 0; r < rows; r++) {
+            UNROLL for (int c = 0; c < 2; c++) {
+                const VF a = LOAD(x + r * n + i + c * VW);
+                odd[r][c] = FMA(a, zero, odd[r][c]);
+                low[r][c] = MIN(low[r][c], a);
+                high[r][c] = MAX(high[r][c], a);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        const float bottom = LEAST(MIN(low[r][0], low[r][1])), range = MOST(MAX(high[r][0], high[r][1])) - bottom;
+        /* A row of equal values has range 0: every u is 0 and x = least, exactly. */
+        by[r] = SET1(range > 0.0f ? 255.0f / range : 0.0f);
+        from[r] = SET1(bottom);
+        /* MIN and MAX drop a NaN; 0 times the row is 0, or NaN when a number is not finite, and then so is what comes of the row. */
+        scale[r] = range * (1.0f / 255.0f) + SUM(ADD(odd[r][0], odd[r][1]));
+        least[r] = bottom;
+    }
+    for (int64_t i = 0; i < n; i += VW) {
+        UNROLL for (int r = 0; r < rows; r++) STORE_U8(u + r * n + i, MUL(SUB(LOAD(x + r * n + i), from[r]), by[r]));
+    }
+}
+
+TARGET static void FN(quantise)(const float *x, int64_t rows, int64_t n, uint8_t *u, float *scale, float *least)
+{
+    int64_t r = 0;
+    for (; r + 2 <= rows; r += 2) FN(quantise_rows)(x + r * n, n, u + r * n, scale + r, least + r, 2);
+    if (r < rows) FN(quantise_rows)(x + r * n, n, u + r * n, scale + r, least + r, 1);
 }
 
 /* Adding 1.5 * 2^23 and taking it away leaves the nearest integer; 128 more is exact, and fits a byte without sign. */
@@ -334,10 +383,22 @@ TARGET static void FN(attend)(const float *q, int64_t ldq, int64_t m, const edr_
     FN(clear_behind)(t, tp, s, room);
     FN(turn_keys)(keys, s, room, tp);
     if (more != NULL) FN(turn_keys)(more, s, room + own, tp);
-    for (int64_t r = 0; r < m && m < 4; r++) FN(attend_rows)(q + r * ldq, ldq, room, tp, t, keys, more, s, out + r * ldo, ldo, p, 1);
-    for (int64_t begin = 0; begin < m && m >= 4; begin += 4) {
-        const int64_t r = begin + 4 <= m ? begin : m - 4; /* one group of four, some of it done already, costs less than rows alone */
-        FN(attend_rows)(q + r * ldq, ldq, room, tp, t, keys, more, s, out + r * ldo, ldo, p, 4);
+    /* Rows in groups as tall as the registers hold. The last group takes some rows again if it must: that costs less than rows alone. */
+    for (int64_t r = 0, rows; r < m; r += rows) {
+        const int64_t left = m - r;
+        rows = VW == 16 && left > 6 && m >= 8 ? 8 : VW == 16 && left > 4 && m >= 6 ? 6 : m >= 4 ? 4 : 1;
+        if (rows > left) r = m - rows;
+        const float *asking = q + r * ldq;
+        float *to = out + r * ldo;
+        if (VW == 16 && rows == 8) {
+            FN(attend_rows)(asking, ldq, room, tp, t, keys, more, s, to, ldo, p, 8);
+        } else if (VW == 16 && rows == 6) {
+            FN(attend_rows)(asking, ldq, room, tp, t, keys, more, s, to, ldo, p, 6);
+        } else if (rows == 4) {
+            FN(attend_rows)(asking, ldq, room, tp, t, keys, more, s, to, ldo, p, 4);
+        } else {
+            FN(attend_rows)(asking, ldq, room, tp, t, keys, more, s, to, ldo, p, 1);
+        }
     }
 }
 

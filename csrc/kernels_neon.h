@@ -56,7 +56,7 @@ TARGET static ALWAYS_INLINE void dot_quarter_neon(int32x4_t sum[3][8], int from,
 #define TILE_BF16 2
 #define TILE_BF16_MID 1
 #define TILE_BF16_LOW 1
-#define DOT_TILE(sum, x, b, k, rows, start, ahead, hop)                                                                       \
+#define DOT_TILE(sum, x, b, k, rows, start)                                                                       \
     do {                                                                                                          \
         for (int part = 0; part < 4; part++) dot_quarter_neon(sum, 2 * part, x, (b) + 32 * part, k, (start) + 8 * part, rows); \
     } while (0)
@@ -109,7 +109,7 @@ TABLE(neon_kernels, neon, neon, neon)
             }                                                                                                               \
         }                                                                                                                   \
     }
-#define DOT_TILE(sum, x, b, k, rows, start, ahead, hop) FN(dot_tile)(sum, x, b, k, start, rows)
+#define DOT_TILE(sum, x, b, k, rows, start) FN(dot_tile)(sum, x, b, k, start, rows)
 #define AS_SIGNED(u) vreinterpretq_s8_u8(veorq_u8(u, vdupq_n_u8(128)))
 #define AS_IS(u) (u)
 

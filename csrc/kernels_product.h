@@ -35,9 +35,9 @@ TARGET static ALWAYS_INLINE void FN(finish)(VF y, float *out, const int then)
 #undef TILES
 #define TILES(NAME, TILE, HEIGHT, THEN)                                                                                                  \
     TARGET static NEVER_INLINE void FN(NAME)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t begin, int64_t end, float *out, \
-                                             int64_t ldo, const edr_beside *beside)                                                      \
+                                             int64_t ldo, const int32_t *start)                                                      \
     {                                                                                                                                    \
-        for (int64_t r = begin; r < end; r += HEIGHT) FN(TILE)(w, panel, x, r, end - r, out + r * ldo, ldo, beside, HEIGHT, THEN);   \
+        for (int64_t r = begin; r < end; r += HEIGHT) FN(TILE)(w, panel, x, r, end - r, out + r * ldo, ldo, start, HEIGHT, THEN);   \
     }
 
 #undef ENDINGS
@@ -49,9 +49,9 @@ TARGET static ALWAYS_INLINE void FN(finish)(VF y, float *out, const int then)
 /* ----------------------------------------------------------------------------------------------------------- float32 */
 
 TARGET static ALWAYS_INLINE void FN(tile_f32)(const edr_linear *w, int64_t panel, const edr_rows *in, int64_t row, int64_t left, float *out,
-                                              int64_t ldo, const edr_beside *beside, const int rows, const int then)
+                                              int64_t ldo, const int32_t *start, const int rows, const int then)
 {
-    (void)beside; /* the sums of float32 start at the bias */
+    (void)start; /* the sums of float32 start at the bias */
     (void)left;   /* ... and its tiles are whole */
     const int64_t k = w->inputs;
     const float *x = (const float *)in->data + row * k;
@@ -89,30 +89,89 @@ TARGET static void FN(product_f32)(const edr_linear *w, int64_t first, int64_t p
 
 /* -------------------------------------------------------------------------------------------------------------- int8 */
 
-#ifdef DOT_TILE
+#if defined(DOT_TILE) || defined(DOT_KEPT)
 /*
  * x = least + scale u and w = column scale * q, so  x . w = scale * column scale * (u . q) + least * column sum.
- * u . q is exact in 32 bits (K <= 65536): the same integer whatever the instruction set. START makes, once a panel, the
- * numbers that DOT_TILE's sums start at, for sets whose products want them. While the tiles go down a panel, each may ask for its
- * share of the next one, a little at every step: all of it at once, in the first tile, is more than the cache behind L2 gives.
+ * u . q is exact in 32 bits (K <= 65536): the same integer whatever the instruction set. These are the sums of a row, PARTS vectors, on
+ * their way to what is stored.
  */
+TARGET static ALWAYS_INLINE void FN(finish_u8)(const VI *sum, const VF *bias, const VF *scale, const VF *sums, const edr_rows *x, int64_t row,
+                                               float *out, const int then)
+{
+    const VF by = SET1(x->scale[row]), from = SET1(x->least[row]);
+    UNROLL for (int c = 0; c < PARTS; c++) {
+        FN(finish)(FMA(MUL(by, scale[c]), TO_FLOAT(sum[c]), FMA(from, sums[c], bias[c])), out + c * VW, then);
+    }
+}
+
+#ifdef DOT_KEPT
+/*
+ * DOT_KEPT stores the sums of a tile, 32 to a row, and a tile is finished after the sums of the next one: the processor, which looks some
+ * hundred instructions ahead, then has products to do while it waits for what a sum becomes. Finished at once, all sums of a tile
+ * end together, and the units that multiply stand still until the first is through. A loop of its own also has room in registers
+ * for the tables of the GELU. While the tiles go down a panel, each asks for its share of the next one, a little at every step: all of
+ * it at once, in the first tile, is more than the cache behind L2 gives.
+ */
+typedef void (*FN(finisher))(const int32_t *sum, const edr_linear *w, const edr_rows *x, int64_t panel, int64_t row, int64_t rows, float *out,
+                             int64_t ldo);
+
+#define FINISHER(NAME, THEN)                                                                                                            \
+    TARGET static NEVER_INLINE void FN(NAME)(const int32_t *sum, const edr_linear *w, const edr_rows *x, int64_t panel, int64_t row,    \
+                                             int64_t rows, float *out, int64_t ldo)                                                     \
+    {                                                                                                                                   \
+        VF bias[PARTS], scale[PARTS], sums[PARTS];                                                                                      \
+        UNROLL for (int c = 0; c < PARTS; c++) {                                                                                        \
+            bias[c] = LOAD(w->bias + panel * EDR_PANEL + c * VW);                                                                       \
+            scale[c] = LOAD(w->scale + panel * EDR_PANEL + c * VW);                                                                     \
+            sums[c] = LOAD(w->sums + panel * EDR_PANEL + c * VW);                                                                       \
+        }                                                                                                                               \
+        for (int64_t r = 0; r < rows; r++, sum += EDR_PANEL) {                                                                          \
+            FN(finish_u8)((const VI *)(const void *)sum, bias, scale, sums, x, row + r, out + r * ldo, THEN);                           \
+        }                                                                                                                               \
+    }
+FINISHER(finish_store, EDR_STORE)
+FINISHER(finish_gelu, EDR_GELU_COARSE)
+FINISHER(finish_add, EDR_ADD)
+#undef FINISHER
+
+TARGET static void FN(product_u8)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
+                                  int then)
+{
+    static const FN(finisher) finishers[3] = {FN(finish_store), FN(finish_gelu), FN(finish_add)};
+    const FN(finisher) finish = finishers[then];
+    int32_t sum[2][TILE_U8 * EDR_PANEL] __attribute__((aligned(64)));
+    const int64_t k = w->inputs, hop = 4 * EDR_PANEL * TILE_U8 / (m + 1);
+    int64_t turn = 0, last_panel = 0, last_row = 0, last_rows = 0;
+    float *last_out = out;
+    for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
+        const int8_t *b = (const int8_t *)w->weight + p * k * EDR_PANEL, *next = p + 1 < w->outputs / EDR_PANEL ? b + k * EDR_PANEL : b;
+        for (int64_t row = 0; row < m; row += last_rows, turn = !turn) {
+            DOT_KEPT(sum[turn], (const uint8_t *)x->data + row * k, b, k, m - row, next + row / TILE_U8 * (k / 4 * hop), hop);
+            if (last_rows > 0) finish(sum[!turn], w, x, last_panel, last_row, last_rows, last_out, ldo);
+            last_panel = p, last_row = row, last_rows = m - row < TILE_U8 ? m - row : TILE_U8, last_out = out + row * ldo;
+        }
+    }
+    if (last_rows > 0) finish(sum[!turn], w, x, last_panel, last_row, last_rows, last_out, ldo);
+}
+#else
+/* START makes, once a panel, the numbers that DOT_TILE's sums start at, for sets whose products want them. */
 TARGET static ALWAYS_INLINE void FN(tile_u8)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, int64_t left, float *out,
-                                             int64_t ldo, const edr_beside *beside, const int rows, const int then)
+                                             int64_t ldo, const int32_t *start, const int rows, const int then)
 {
     const int64_t k = w->inputs;
     const int8_t *b = (const int8_t *)w->weight + panel * k * EDR_PANEL;
-    const float *bias = w->bias + panel * EDR_PANEL, *scale = w->scale + panel * EDR_PANEL, *sums = w->sums + panel * EDR_PANEL;
     VI sum[TILE_ROWS][PARTS];
-    const int8_t *ahead = beside->next + row / rows * beside->share;
-    (void)ahead; /* DOT_TILE may have no use for it */
-    DOT_TILE(sum, (const uint8_t *)x->data + row * k, b, k, rows, beside->start, ahead, beside->hop);
+    VF bias[PARTS], scale[PARTS], sums[PARTS];
+    (void)start; /* DOT_TILE may have no use for it */
+    DOT_TILE(sum, (const uint8_t *)x->data + row * k, b, k, rows, start);
+    UNROLL for (int c = 0; c < PARTS; c++) {
+        bias[c] = LOAD(w->bias + panel * EDR_PANEL + c * VW);
+        scale[c] = LOAD(w->scale + panel * EDR_PANEL + c * VW);
+        sums[c] = LOAD(w->sums + panel * EDR_PANEL + c * VW);
+    }
     UNROLL for (int r = 0; r < rows; r++) {
         if (r >= left) return;
-        const VF by = SET1(x->scale[row + r]), from = SET1(x->least[row + r]);
-        UNROLL for (int c = 0; c < PARTS; c++) {
-            const VF rest = FMA(from, LOAD(sums + c * VW), LOAD(bias + c * VW));
-            FN(finish)(FMA(MUL(by, LOAD(scale + c * VW)), TO_FLOAT(sum[r][c]), rest), out + r * ldo + c * VW, then);
-        }
+        FN(finish_u8)(sum[r], bias, scale, sums, x, row + r, out + r * ldo, then);
     }
 }
 
@@ -126,16 +185,16 @@ TARGET static void FN(product_u8)(const edr_linear *w, int64_t first, int64_t pa
     static const tiles tall[3] = {FN(tall_store_u8), FN(tall_gelu_u8), FN(tall_add_u8)};
     static const tiles mid[3] = {FN(mid_store_u8), FN(mid_gelu_u8), FN(mid_add_u8)};
     static const tiles low[3] = {FN(low_store_u8), FN(low_gelu_u8), FN(low_add_u8)};
-    const int64_t whole = m / TILE_U8 * TILE_U8, left = m - whole, hop = 4 * EDR_PANEL * TILE_U8 / (m + 1);
+    const int64_t whole = m / TILE_U8 * TILE_U8, left = m - whole;
     const tiles *last = left <= TILE_U8_LOW ? low : left <= TILE_U8_MID ? mid : tall;
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
-        const int8_t *b = (const int8_t *)w->weight + p * w->inputs * EDR_PANEL;
-        edr_beside beside = {.next = p + 1 < w->outputs / EDR_PANEL ? b + w->inputs * EDR_PANEL : b, .hop = hop, .share = w->inputs / 4 * hop};
-        START(beside.start, b, w->inputs);
-        tall[then](w, p, x, 0, whole, out, ldo, &beside);
-        last[then](w, p, x, whole, m, out, ldo, &beside);
+        int32_t start[EDR_PANEL];
+        START(start, (const int8_t *)w->weight + p * w->inputs * EDR_PANEL, w->inputs);
+        tall[then](w, p, x, 0, whole, out, ldo, start);
+        last[then](w, p, x, whole, m, out, ldo, start);
     }
 }
+#endif
 #endif
 
 /* ---------------------------------------------------------------------------------------------------------- bfloat16 */
@@ -168,10 +227,10 @@ TARGET static ALWAYS_INLINE void FN(widened)(VF sum[TILE_ROWS][PARTS], const uin
 #endif
 
 TARGET static ALWAYS_INLINE void FN(tile_bf16)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, int64_t left, float *out,
-                                               int64_t ldo, const edr_beside *beside, const int rows, const int then)
+                                               int64_t ldo, const int32_t *start, const int rows, const int then)
 {
     const int64_t k = w->inputs;
-    (void)beside;
+    (void)start;
     VF sum[TILE_ROWS][PARTS];
     BF16_TILE(sum, (const uint16_t *)x->data + row * k, (const uint16_t *)w->weight + panel * k * EDR_PANEL, w->bias + panel * EDR_PANEL, k, rows);
     UNROLL for (int r = 0; r < rows; r++) {

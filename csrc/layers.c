@@ -46,7 +46,7 @@ edr_rows edr_left_side(const edr_work *z, const float *x, int64_t n, int64_t row
         return (edr_rows){to->u, NULL, NULL};
     }
     if (!z->m->int8) return (edr_rows){x, NULL, NULL};
-    for (int64_t r = 0; r < rows; r++) z->k->quantise(x + r * n, n, to->u + r * n, to->scale + r, to->least + r);
+    z->k->quantise(x, rows, n, to->u, to->scale, to->least);
     return (edr_rows){to->u, to->scale, to->least};
 }
 
@@ -54,11 +54,6 @@ void edr_product(const edr_work *z, const edr_linear *w, int64_t first, int64_t 
 {
     const int64_t from = first / EDR_PANEL, panels = outputs / EDR_PANEL;
     (z->m->int8 ? z->k->product_u8 : z->m->bf16 ? z->k->product_bf16 : z->k->product_f32)(w, from, panels, x, rows, out, outputs, then);
-}
-
-static void normalise(const edr_work *z, float *x, int64_t rows, const float *weight)
-{
-    for (int64_t r = 0; r < rows; r++) z->k->normalise(x + r * z->m->hidden, z->m->hidden, weight);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- layers */
@@ -70,7 +65,7 @@ void edr_embed(const edr_work *z, int32_t id, int64_t type, int64_t position, fl
     const int bytes = edr_number_bytes(m);
     const void *word = (const uint8_t *)m->word + (int64_t)id * h * bytes;
     z->k->embed(word, bytes, m->int8 ? m->word_scale[id] : 1.0f, m->position + position * h, m->type + type * h, h, out);
-    z->k->normalise(out, h, m->embedding_norm);
+    z->k->normalise(out, 1, h, m->embedding_norm);
 }
 
 int64_t edr_qkv(const edr_work *z, const edr_layer *layer, int64_t first, const float *x, int64_t rows, float *out)
@@ -103,7 +98,7 @@ void edr_after_attention(const edr_work *z, const edr_layer *layer, const float 
     const int64_t h = z->m->hidden, width = layer->attention_output.inputs;
     const edr_rows mixed = edr_left_side(z, context, width, rows, to);
     edr_product(z, &layer->attention_output, 0, h, &mixed, rows, x, EDR_ADD);
-    normalise(z, x, rows, layer->attention_norm);
+    z->k->normalise(x, rows, h, layer->attention_norm);
     for (int64_t begin = 0; begin < rows; begin += SLAB) {
         const int64_t count = rows - begin < SLAB ? rows - begin : SLAB;
         float *part = x + begin * h;
@@ -111,7 +106,7 @@ void edr_after_attention(const edr_work *z, const edr_layer *layer, const float 
         edr_product(z, &layer->up, 0, layer->inner, &in, count, z->inner, EDR_GELU);
         const edr_rows inner = edr_left_side(z, z->inner, layer->inner, count, &z->deep);
         edr_product(z, &layer->down, 0, h, &inner, count, part, EDR_ADD);
-        normalise(z, part, count, layer->output_norm);
+        z->k->normalise(part, count, h, layer->output_norm);
     }
 }
 

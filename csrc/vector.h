@@ -10,6 +10,7 @@
  *          them at every step, for the sake of what follows; that costs up to half of the speed.
  * TURN_BLOCK(from, ldf, to, ldt) writes the TURN x TURN floats at from on their side to `to`; ldf and ldt are row lengths.
  * EVEN(p), ODD(p)   the first, or the second, number of each of VW pairs of bfloat16. STORE_BF16 rounds, of two to the even one.
+ * PICK(table, v)   where a set can: the floats of a table of 32 that the lowest five bits of v's lanes number.
  * FMA(a, b, c) is a * b + c: rounded once where the set has it, twice in plain C.
  */
 #undef VF
@@ -44,6 +45,8 @@
 #undef STORE_BF16
 #undef EVEN
 #undef ODD
+#undef ABS
+#undef PICK
 
 #if EDR_VECTOR == 1 /* ------------------------------------------------------------------------ plain C, one lane */
 
@@ -312,6 +315,8 @@ TARGET static inline void store_bf16_avx2(uint16_t *p, __m256 v)
 #define MUL(a, b) _mm512_mul_ps(a, b)
 #define DIV(a, b) _mm512_div_ps(a, b)
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define ABS(v) _mm512_abs_ps(v)
+#define PICK(table, v) _mm512_permutex2var_ps(LOAD(table), _mm512_castps_si512(v), LOAD((table) + 16))
 #define MIN(a, b) _mm512_min_ps(a, b)
 #define MAX(a, b) _mm512_max_ps(a, b)
 #define SUM(v) _mm512_reduce_add_ps(v)
