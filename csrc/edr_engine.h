@@ -78,6 +78,7 @@ typedef struct edr_model {
     int64_t buckets, feature_width, feature_hidden; /* 0 without features */
     int64_t widest_inner, widest_heads;             /* the largest I, the largest A S */
     int int8, bf16;                                 /* the layers' products are int8, or bfloat16, or (neither) float32 */
+    int gelu_tanh;                                  /* the layers have the tanh approximation of the GELU */
     int has_pooler;
     const void *word;        /* [V, H], float32, int8 or bfloat16 */
     const float *word_scale; /* [V], int8 only */

@@ -41,7 +41,7 @@ typedef void (*tiles)(const edr_linear *w, int64_t panel, const edr_rows *x, int
                                             round_bf16_##FLOATS,  normalise_##FLOATS, embed_##FLOATS,        attend_##FLOATS,      \
                                             attend_folded_##FLOATS, round_s8_##FLOATS, tanh_row_##FLOATS,    add_scaled_##FLOATS,  \
                                             dot_##FLOATS,         BEGIN,              END,                   gelu_row_##FLOATS,    \
-                                            gelu_coarse_row_##FLOATS, exp_row_##FLOATS};
+                                            gelu_coarse_row_##FLOATS, gelu_tanh_row_##FLOATS, exp_row_##FLOATS};
 #define TABLE(NAME, FLOATS, BYTES, HALVES) TABLE_OF_TASKS(NAME, FLOATS, BYTES, HALVES, nothing, nothing)
 
 static void nothing(void) {}

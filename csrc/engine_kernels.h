@@ -10,9 +10,10 @@
 /* What a product does with its sums, while they are still in registers. */
 enum {
     EDR_STORE = 0, /* out = y */
-    EDR_GELU = 1,  /* out = gelu(y) */
+    EDR_GELU = 1,  /* out = gelu(y), the exact one */
     EDR_ADD = 2,   /* out = out + y: the residual */
-    EDR_GELU_COARSE = 3 /* no caller's: what EDR_GELU is to the kernels of int8, because the result is rounded to one of 256 numbers next */
+    EDR_GELU_TANH = 3,  /* out = gelu(y), its approximation by tanh */
+    EDR_GELU_COARSE = 4 /* no caller's: what EDR_GELU is to the kernels of int8, because the result is rounded to one of 256 numbers next */
 };
 
 /* The left side of a product: m rows of k numbers. For int8 weights a row is u8 with x = least + scale * u; bfloat16, the upper
@@ -76,6 +77,7 @@ typedef struct edr_engine_kernels {
     /* For tests: in place. */
     void (*gelu)(float *x, int64_t n);
     void (*gelu_coarse)(float *x, int64_t n);
+    void (*gelu_tanh)(float *x, int64_t n);
     void (*exp)(float *x, int64_t n);
 } edr_engine_kernels;
 

@@ -98,6 +98,7 @@ typedef void (*panels_of_rows)(const edr_linear *w, int64_t panel, const edr_row
 PANEL_U8(panel_store_u8, FN(finish_store))
 PANEL_U8(panel_gelu_u8, FN(finish_gelu))
 PANEL_U8(panel_add_u8, FN(finish_add))
+PANEL_U8(panel_tanh_u8, FN(finish_tanh))
 
 #define PANEL_BF16(NAME, THEN)                                                                                                            \
     AMX static NEVER_INLINE void NAME(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t m, float *out, int64_t ldo)          \
@@ -118,16 +119,17 @@ PANEL_U8(panel_add_u8, FN(finish_add))
 PANEL_BF16(panel_store_bf16, EDR_STORE)
 PANEL_BF16(panel_gelu_bf16, EDR_GELU)
 PANEL_BF16(panel_add_bf16, EDR_ADD)
+PANEL_BF16(panel_tanh_bf16, EDR_GELU_TANH)
 
 static void product_u8_amx(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo, int then)
 {
-    static const panels_of_rows panel[3] = {panel_store_u8, panel_gelu_u8, panel_add_u8};
+    static const panels_of_rows panel[4] = {panel_store_u8, panel_gelu_u8, panel_add_u8, panel_tanh_u8};
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) panel[then](w, p, x, m, out, ldo);
 }
 
 static void product_bf16_amx(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo, int then)
 {
-    static const panels_of_rows panel[3] = {panel_store_bf16, panel_gelu_bf16, panel_add_bf16};
+    static const panels_of_rows panel[4] = {panel_store_bf16, panel_gelu_bf16, panel_add_bf16, panel_tanh_bf16};
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) panel[then](w, p, x, m, out, ldo);
 }
 

@@ -22,6 +22,7 @@ TARGET static ALWAYS_INLINE void FN(finish)(VF y, float *out, const int then)
 {
     if (then == EDR_GELU) y = FN(gelu)(y);
     if (then == EDR_GELU_COARSE) y = FN(gelu_coarse)(y);
+    if (then == EDR_GELU_TANH) y = FN(gelu_tanh)(y);
     if (then == EDR_ADD) y = ADD(y, LOAD(out));
     STORE(out, y);
 }
@@ -44,7 +45,8 @@ TARGET static ALWAYS_INLINE void FN(finish)(VF y, float *out, const int then)
 #define ENDINGS(HEIGHT, KIND, ROWS, GELU)                             \
     TILES(HEIGHT##_store_##KIND, tile_##KIND, ROWS, EDR_STORE)        \
     TILES(HEIGHT##_gelu_##KIND, tile_##KIND, ROWS, GELU)              \
-    TILES(HEIGHT##_add_##KIND, tile_##KIND, ROWS, EDR_ADD)
+    TILES(HEIGHT##_add_##KIND, tile_##KIND, ROWS, EDR_ADD)            \
+    TILES(HEIGHT##_tanh_##KIND, tile_##KIND, ROWS, EDR_GELU_TANH)
 
 /* ----------------------------------------------------------------------------------------------------------- float32 */
 
@@ -78,8 +80,8 @@ ENDINGS(low, f32, 1, EDR_GELU)
 TARGET static void FN(product_f32)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
                                    int then)
 {
-    static const tiles tall[3] = {FN(tall_store_f32), FN(tall_gelu_f32), FN(tall_add_f32)};
-    static const tiles low[3] = {FN(low_store_f32), FN(low_gelu_f32), FN(low_add_f32)};
+    static const tiles tall[4] = {FN(tall_store_f32), FN(tall_gelu_f32), FN(tall_add_f32), FN(tall_tanh_f32)};
+    static const tiles low[4] = {FN(low_store_f32), FN(low_gelu_f32), FN(low_add_f32), FN(low_tanh_f32)};
     const int64_t whole = m / TILE_F32 * TILE_F32;
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
         tall[then](w, p, x, 0, whole, out, ldo, NULL);
@@ -132,12 +134,13 @@ typedef void (*FN(finisher))(const int32_t *sum, const edr_linear *w, const edr_
 FINISHER(finish_store, EDR_STORE)
 FINISHER(finish_gelu, EDR_GELU_COARSE)
 FINISHER(finish_add, EDR_ADD)
+FINISHER(finish_tanh, EDR_GELU_TANH)
 #undef FINISHER
 
 TARGET static void FN(product_u8)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
                                   int then)
 {
-    static const FN(finisher) finishers[3] = {FN(finish_store), FN(finish_gelu), FN(finish_add)};
+    static const FN(finisher) finishers[4] = {FN(finish_store), FN(finish_gelu), FN(finish_add), FN(finish_tanh)};
     const FN(finisher) finish = finishers[then];
     int32_t sum[2][TILE_U8 * EDR_PANEL] __attribute__((aligned(64)));
     const int64_t k = w->inputs, hop = 4 * EDR_PANEL * TILE_U8 / (m + 1);
@@ -182,9 +185,9 @@ ENDINGS(low, u8, TILE_U8_LOW, EDR_GELU_COARSE)
 TARGET static void FN(product_u8)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
                                   int then)
 {
-    static const tiles tall[3] = {FN(tall_store_u8), FN(tall_gelu_u8), FN(tall_add_u8)};
-    static const tiles mid[3] = {FN(mid_store_u8), FN(mid_gelu_u8), FN(mid_add_u8)};
-    static const tiles low[3] = {FN(low_store_u8), FN(low_gelu_u8), FN(low_add_u8)};
+    static const tiles tall[4] = {FN(tall_store_u8), FN(tall_gelu_u8), FN(tall_add_u8), FN(tall_tanh_u8)};
+    static const tiles mid[4] = {FN(mid_store_u8), FN(mid_gelu_u8), FN(mid_add_u8), FN(mid_tanh_u8)};
+    static const tiles low[4] = {FN(low_store_u8), FN(low_gelu_u8), FN(low_add_u8), FN(low_tanh_u8)};
     const int64_t whole = m / TILE_U8 * TILE_U8, left = m - whole;
     const tiles *last = left <= TILE_U8_LOW ? low : left <= TILE_U8_MID ? mid : tall;
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
@@ -246,9 +249,9 @@ ENDINGS(low, bf16, TILE_BF16_LOW, EDR_GELU)
 TARGET static void FN(product_bf16)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
                                     int then)
 {
-    static const tiles tall[3] = {FN(tall_store_bf16), FN(tall_gelu_bf16), FN(tall_add_bf16)};
-    static const tiles mid[3] = {FN(mid_store_bf16), FN(mid_gelu_bf16), FN(mid_add_bf16)};
-    static const tiles low[3] = {FN(low_store_bf16), FN(low_gelu_bf16), FN(low_add_bf16)};
+    static const tiles tall[4] = {FN(tall_store_bf16), FN(tall_gelu_bf16), FN(tall_add_bf16), FN(tall_tanh_bf16)};
+    static const tiles mid[4] = {FN(mid_store_bf16), FN(mid_gelu_bf16), FN(mid_add_bf16), FN(mid_tanh_bf16)};
+    static const tiles low[4] = {FN(low_store_bf16), FN(low_gelu_bf16), FN(low_add_bf16), FN(low_tanh_bf16)};
     const int64_t whole = m / TILE_BF16 * TILE_BF16, left = m - whole;
     const tiles *last = left <= TILE_BF16_LOW ? low : left <= TILE_BF16_MID ? mid : tall;
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {

@@ -103,7 +103,7 @@ void edr_after_attention(const edr_work *z, const edr_layer *layer, const float 
         const int64_t count = rows - begin < SLAB ? rows - begin : SLAB;
         float *part = x + begin * h;
         const edr_rows in = edr_left_side(z, part, h, count, to);
-        edr_product(z, &layer->up, 0, layer->inner, &in, count, z->inner, EDR_GELU);
+        edr_product(z, &layer->up, 0, layer->inner, &in, count, z->inner, z->m->gelu_tanh ? EDR_GELU_TANH : EDR_GELU);
         const edr_rows inner = edr_left_side(z, z->inner, layer->inner, count, &z->deep);
         edr_product(z, &layer->down, 0, h, &inner, count, part, EDR_ADD);
         z->k->normalise(part, count, h, layer->output_norm);

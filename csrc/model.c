@@ -276,6 +276,13 @@ static edr_status open_model(reader *in, edr_model *model)
     memset(model, 0, sizeof *model);
     read_sizes(in, model);
     if (in->status != EDR_OK) return in->status;
+    look_for(in, "gelu");
+    if (entry_of(in) != NULL) { /* a model of the exact one has none */
+        const int32_t *gelu = section(in, "gelu", INT32, 1, 1, 1, 1);
+        if (gelu != NULL && !within(*gelu, 0, 1)) fault(in, EDR_E_VALUE);
+        if (in->status != EDR_OK) return in->status;
+        model->gelu_tanh = *gelu;
+    }
     look_for(in, "mid");
     const int is_mid = entry_of(in) != NULL;
     if (is_mid) read_mid_sizes(in, model);

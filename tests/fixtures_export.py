@@ -46,6 +46,7 @@ def make_export(
     heads: int = HEADS,
     max_tokens: int = MAX_TOKENS,
     scale: float = 0.15,
+    gelu: str = "exact",
     seed: int = 0,
 ) -> Path:
     """Write a complete export folder (see docs/formats.md) and return it; ``pruned`` has heads and FFN columns of each layer."""
@@ -64,7 +65,7 @@ def make_export(
         positions=2 * max_tokens,
         scale=scale,
     )
-    onnx.save(build_graph(weights, layers=layers, size=hidden // heads), folder / "student.onnx")
+    onnx.save(build_graph(weights, layers=layers, size=hidden // heads, gelu=gelu), folder / "student.onnx")
     write_safetensors(folder / "student.safetensors", weights, {"format": "edgerec-student", "layers": str(layers), "heads": str(heads)})
     model: dict[str, Any] = {
         "format": "edgerec-export",
@@ -90,6 +91,8 @@ def make_export(
     }
     if pruned:
         model["student"] |= {"layer_heads": [heads for heads, _ in pruned], "layer_intermediate": [columns for _, columns in pruned]}
+    if gelu != "exact":
+        model["student"]["gelu"] = gelu
     (folder / "model.json").write_text(json.dumps(model, indent=1), encoding="utf-8")
     write_calibration(folder, rng, vocab=vocab, features=features, width=max_tokens)
     return folder
@@ -220,8 +223,8 @@ class _Graph:
         return self.op("Mul", self.op("Mul", x, self.op("Add", erf, one)), half)
 
 
-def build_graph(weights: Weights, *, layers: int, size: int) -> onnx.ModelProto:
-    """The student as an ONNX model, opset 20; a head is ``size`` wide."""
+def build_graph(weights: Weights, *, layers: int, size: int, gelu: str = "exact") -> onnx.ModelProto:
+    """The student as an ONNX model, opset 20; a head is ``size`` wide, ``gelu`` the layers'."""
     graph = _Graph()
     features = "features.embedding.weight" in weights
     for name in ("word", "position", "type"):
@@ -255,7 +258,8 @@ def build_graph(weights: Weights, *, layers: int, size: int) -> onnx.ModelProto:
         context = graph.op("Reshape", context, graph.constant("merge_shape", [0, 0, -1], np.int64))
         context = graph.linear(context, weights, f"{prefix}.attention_output")
         source = graph.norm(graph.op("Add", context, source), weights, f"{prefix}.attention_norm")
-        inner = graph.gelu(graph.linear(source, weights, f"{prefix}.intermediate"))
+        inner = graph.linear(source, weights, f"{prefix}.intermediate")
+        inner = graph.op("Gelu", inner, approximate="tanh") if gelu == "tanh" else graph.gelu(inner)
         inner = graph.linear(inner, weights, f"{prefix}.output")
         x = graph.norm(graph.op("Add", inner, source), weights, f"{prefix}.output_norm")
 

@@ -35,8 +35,8 @@ OPSET = 20
 TOLERANCE = 1e-3
 HALF_TOLERANCE = {"fp16": 0.01, "bf16": 0.05}
 """How far a half-precision graph may be from torch in the same precision: other orders of summing round differently."""
-SIZES = ("layers", "hidden", "heads", "intermediate", "vocab", "layer_heads", "layer_intermediate")
-"""Of the student, in model.json; the last two only of a pruned one."""
+SIZES = ("layers", "hidden", "heads", "intermediate", "vocab", "layer_heads", "layer_intermediate", "gelu")
+"""Of the student, in model.json; `layer_*` only of a pruned one, and `gelu` only where it is not the exact one."""
 CALIBRATION_QUERIES = 64
 CALIBRATION_ROWS = 1024
 SHAPES = ((1, 5), (2, 17), (7, 33), (16, 64), (33, 24))
@@ -129,7 +129,7 @@ def _write(
         "format": "edgerec-export",
         "version": 1,
         "name": info["recipe"]["name"],
-        "student": {k: v for k in (*SIZES, *(MID_SIZES if mid else ())) if (v := getattr(shape, k)) != ()},
+        "student": {k: v for k in (*SIZES, *(MID_SIZES if mid else ())) if (v := getattr(shape, k)) not in ((), "exact")},
         "text": scorer.text.spec.to_json(),
         "features": add_golden(spec, GOLDEN).to_json() if spec else None,
         "grades": info.get("grades"),

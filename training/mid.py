@@ -23,7 +23,7 @@ from edgerec.errors import InputError
 from edgerec.states import PRECISIONS, SMALLEST
 
 from .pairs import HashedRows, Rows, TokenTable, round_up
-from .student import MASKED, FeatureBag, Layer, Student, StudentShape, tensors
+from .student import MASKED, FeatureBag, Layer, Student, StudentShape, set_gelu, tensors
 
 STATES = ("per_layer", "one")
 JOINT_ROWS = 32
@@ -161,6 +161,7 @@ class MidStudent(nn.Module):
         self.features = FeatureBag(shape) if shape.feature_dim else None
         self.head = nn.Linear(shape.hidden + (shape.feature_hidden if shape.feature_dim else 0), 1)
         self.dropout = nn.Dropout(0.1)
+        set_gelu(self, shape)
 
     def encode_items(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """``item + suffix``, integers [U, T] and [U] -> states [U, T, G * W], not rounded yet."""

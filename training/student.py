@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .mid import MidStudent
 
 ShapeT = TypeVar("ShapeT", bound="StudentShape")
+GELUS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+"""`StudentShape.gelu` by what a Hugging Face folder calls it."""
 MASKED = -1e4
 """Added to the attention scores of padding: finite, and small enough for half precision."""
 
@@ -46,7 +48,8 @@ class StudentShape:
     """Sizes of a student; ``feature_dim`` 0 means that it has no features.
 
     ``heads`` and ``intermediate`` are those of a whole layer, and a head is ``hidden / heads`` wide. A pruned student has fewer of both,
-    in ``layer_heads`` and ``layer_intermediate``, layer by layer; empty where nothing was pruned.
+    in ``layer_heads`` and ``layer_intermediate``, layer by layer; empty where nothing was pruned. ``gelu`` is that of the layers:
+    ``exact``, or ``tanh``, its approximation.
     """
 
     layers: int
@@ -61,6 +64,7 @@ class StudentShape:
     feature_hidden: int = 0
     layer_heads: tuple[int, ...] = ()
     layer_intermediate: tuple[int, ...] = ()
+    gelu: str = "exact"
 
     @classmethod
     def from_json(cls: type[ShapeT], value: Mapping[str, Any]) -> ShapeT:
@@ -93,6 +97,7 @@ class Layer(nn.Module):
         self.output = nn.Linear(intermediate, h)
         self.output_norm = nn.LayerNorm(h, eps=1e-12)
         self.dropout = nn.Dropout(0.1)
+        self.gelu = "none"
 
     def forward(self, x: Tensor, mask: Tensor, *, first_row_only: bool) -> Tensor:
         """x [B, T, H], additive mask [B, 1, 1, T] -> [B, T, H], or [B, 1, H] when only the first row is wanted (exact)."""
@@ -104,12 +109,22 @@ class Layer(nn.Module):
         weights = F.softmax(q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5) + mask, dim=-1)
         mixed = (self.dropout(weights).to(v.dtype) @ v).transpose(1, 2).flatten(2)
         rows = self.attention_norm(rows + self.dropout(self.attention_output(mixed)))
-        return self.output_norm(rows + self.dropout(self.output(F.gelu(self.intermediate(rows)))))  # type: ignore[no-any-return]
+        inner = F.gelu(self.intermediate(rows), approximate=self.gelu)
+        return self.output_norm(rows + self.dropout(self.output(inner)))  # type: ignore[no-any-return]
 
     def split(self, x: Tensor) -> Tensor:
         """[B, T, A * S] -> [B, A, T, S], head by head."""
         rows: Tensor = x.unflatten(2, (self.heads, -1))  # type: ignore[no-untyped-call]
         return rows.transpose(1, 2)
+
+
+def set_gelu(student: nn.Module, shape: StudentShape) -> None:
+    """Give all layers the shape's GELU. Raises ValueError."""
+    if shape.gelu not in GELUS.values():
+        raise ValueError(f"gelu is {shape.gelu!r}; expected one of {sorted(set(GELUS.values()))}")
+    for module in student.modules():
+        if isinstance(module, Layer):
+            module.gelu = "tanh" if shape.gelu == "tanh" else "none"
 
 
 class TextTower(nn.Module):
@@ -163,6 +178,7 @@ class Student(nn.Module):
         self.features = FeatureBag(shape) if shape.feature_dim else None
         self.head = nn.Linear(shape.hidden + (shape.feature_hidden if shape.feature_dim else 0), 1)
         self.dropout = nn.Dropout(0.1)
+        set_gelu(self, shape)
 
     def forward(
         self,
@@ -200,7 +216,7 @@ def student_from_encoder(
 
     Raises
     ------
-    InputError : not a BERT-type encoder with absolute positions and exact GELU, or no such layers.
+    InputError : not a BERT-type encoder with absolute positions and a GELU of `GELUS`, or no such layers.
     """
     folder = Path(folder)
     try:
@@ -208,10 +224,10 @@ def student_from_encoder(
     except (OSError, ValueError) as e:
         raise InputError(f"{folder}: {e}; expected a Hugging Face folder") from e
     position_kind = getattr(config, "position_embedding_type", "absolute")
-    if config.model_type != "bert" or config.hidden_act != "gelu" or position_kind != "absolute":
+    if config.model_type != "bert" or config.hidden_act not in GELUS or position_kind != "absolute":
         raise InputError(
             f"{folder} is of type {config.model_type} ({config.hidden_act}, {position_kind} positions); a student's tower is taken "
-            "from a BERT-type encoder with GELU and absolute positions: set student.init to such a folder"
+            f"from a BERT-type encoder with one of {', '.join(GELUS)} and absolute positions: set student.init to such a folder"
         )
     kept = tuple(layers) or tuple(range(config.num_hidden_layers))
     if not all(0 <= i < config.num_hidden_layers for i in kept):
@@ -230,6 +246,7 @@ def student_from_encoder(
         buckets=buckets,
         feature_dim=feature_dim,
         feature_hidden=feature_hidden,
+        gelu=GELUS[config.hidden_act],
     )
     student = Student(shape)
     _copy_tower(student.tower, base, kept)

@@ -38,7 +38,7 @@ def native_engine(export: Export, precision: str) -> bytes:
     for name, graph in (
         (("ranker.onnx", export.graph), ("item_encoder.onnx", export.item_graph)) if export.states else (("student.onnx", export.graph),)
     ):
-        _check_operators(export.folder / name, graph)
+        _check_operators(export.folder / name, graph, tanh=export.model["student"].get("gelu") == "tanh")
     path = export.folder / "student.safetensors"
     packer = Packer(read_safetensors(read_bytes(path), str(path)), export, precision)
     if export.states is None:
@@ -52,12 +52,13 @@ def native_engine(export: Export, precision: str) -> bytes:
         return target.read_bytes()
 
 
-def _check_operators(path: Path, graph: bytes) -> None:
-    """Refuse a graph that is visibly no BERT-type student: the weights could fit all the same."""
+def _check_operators(path: Path, graph: bytes, *, tanh: bool) -> None:
+    """Refuse a graph that is visibly no BERT-type student: the weights could fit all the same. `tanh`: its layers' GELU is that."""
     for node in onnx.load_model_from_string(graph).graph.node:
-        tanh_gelu = node.op_type == "Gelu" and any(a.name == "approximate" and a.s not in (b"", b"none") for a in node.attribute)
+        other = node.op_type == "Gelu" and any(a.name == "approximate" and a.s not in (b"", b"none") for a in node.attribute)
+        tanh_gelu = other and not tanh
         if node.op_type not in _OPERATORS or tanh_gelu:
-            kind = f"{node.op_type} with the tanh approximation" if tanh_gelu else node.op_type
+            kind = f"{node.op_type} with the tanh approximation, of which model.json says nothing" if tanh_gelu else node.op_type
             raise BuildError(
                 f"{path.parent}: {path.name}: the native engine does not run operator {kind} (node {node.name!r:.80}); "
                 "--backend ort will take it"

@@ -22,6 +22,8 @@ PANEL = 32
 
 PRECISIONS = ("fp32", "int8", "bf16")
 """By the number that section ``config`` has for them."""
+GELUS = ("exact", "tanh")
+"""By the number in section ``gelu``, which a student of the first lacks."""
 
 
 def pack_linear(weight: Floats) -> Floats:
@@ -92,6 +94,10 @@ class Packer:
         mlp = self._rows("features.hidden.weight") if limits.buckets else 0
         tower = [hidden, size, self._layers, limits.vocab, positions, types, pooled]
         self._out["config"] = np.array([*tower, limits.buckets, bag, mlp, PRECISIONS.index(self._precision)], np.int32)
+        if (gelu := self._export.model["student"].get("gelu", GELUS[0])) != GELUS[0]:
+            if gelu not in GELUS:
+                raise self.refused(f"the GELU {gelu!r:.80}")
+            self.numbers("gelu", [GELUS.index(gelu)])
         widths = self.stack("layers", layers, self._layers)
         self._embeddings(embeddings, positions, types)
         if pooled:

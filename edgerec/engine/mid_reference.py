@@ -19,7 +19,20 @@ from ..types import StateBatch
 from . import Limits
 from .mid import MidRunner
 from .probe import read_arrays
-from .reference import MASKED, Array, answer, attend, check_weights, frame_shapes, head_width, layer_shapes, layer_sizes, linear, norm
+from .reference import (
+    MASKED,
+    Array,
+    answer,
+    attend,
+    check_weights,
+    frame_shapes,
+    gelu_of,
+    head_width,
+    layer_shapes,
+    layer_sizes,
+    linear,
+    norm,
+)
 
 
 class _Student:
@@ -36,7 +49,7 @@ class _Student:
         if len(self.kept) != spec.groups:
             raise ValueError(f"{len(self.kept)} states of a token, states.groups says {spec.groups}")
         self.start, self.types = int(student["item_start"]), (int(student["query_type"]), int(student["item_type"]))
-        self.spec = spec
+        self.spec, self.gelu = spec, gelu_of(student)
         check_weights(arrays, self._expected(arrays, student, limits), "embeddings", int(student["hidden"]), limits)
         self.weights: dict[str, Array] | None = {name: array.astype(np.float64) for name, array in arrays.items()}
 
@@ -78,7 +91,7 @@ class _Student:
                 for name in ("key", "value")
             )
             asking = x[:, :1] if place + 1 == len(self.reads) else x
-            x = attend(weights, layer, asking, key, value, both, self.heads[self.alone + place])
+            x = attend(weights, layer, asking, key, value, both, self.heads[self.alone + place], self.gelu)
         return answer(weights, "pooler", x[:, 0], batch.feature_ids, batch.feature_weights)
 
     def close(self) -> None:
@@ -98,7 +111,7 @@ class _Student:
 
     def _alone(self, weights: dict[str, Array], layer: str, x: Array, mask: Array, heads: int) -> Array:
         key, value = (linear(weights, f"{layer}.{name}", x) for name in ("key", "value"))
-        return attend(weights, layer, x, key, value, mask, heads)
+        return attend(weights, layer, x, key, value, mask, heads, self.gelu)
 
     def _expected(
         self, arrays: Mapping[str, NDArray[np.float32]], student: Mapping[str, Any], limits: Limits

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, H hidden, A heads, S = H / A, F feature slots, D featu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from . import Limits
 from .probe import read_arrays
 
 Array = NDArray[np.float64]
+Gelu = Callable[[Array], Array]
 
 _EPSILON = 1e-12
 MASKED = -1e4
@@ -61,7 +62,7 @@ class ReferenceEngine:
         what = f"{root}: {manifest.engine_file}"
         arrays = read_arrays(read_file(root, manifest, manifest.engine_file), what)
         try:
-            self._heads = [heads for heads, _ in layer_sizes(student)]
+            self._heads, self._gelu = [heads for heads, _ in layer_sizes(student)], gelu_of(student)
             check_weights(arrays, _expected(arrays, student, limits), "tower", int(student["hidden"]), limits)
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise BundleError(f"{what} does not hold the student of model.json: {error!r}") from error
@@ -75,7 +76,7 @@ class ReferenceEngine:
         self._limits.check(batch)
         if not batch.size:
             return np.zeros(0, np.float32)
-        state = tower(weights, batch, heads=self._heads)
+        state = tower(weights, batch, heads=self._heads, inner=self._gelu)
         return answer(weights, "tower.pooler", state, batch.feature_ids, batch.feature_weights)
 
     def close(self) -> None:
@@ -83,8 +84,8 @@ class ReferenceEngine:
         self._weights = None
 
 
-def tower(weights: dict[str, Array], batch: Batch, *, heads: Sequence[int]) -> Array:
-    """The [CLS] row after the last layer of a post-LN BERT, float64 [B, H]; ``heads`` by layer."""
+def tower(weights: dict[str, Array], batch: Batch, *, heads: Sequence[int], inner: Gelu) -> Array:
+    """The [CLS] row after the last layer of a post-LN BERT, float64 [B, H]; ``heads`` by layer, ``inner`` the layers' GELU."""
     tokens = batch.input_ids.shape[1]
     state = (
         weights["tower.word_embeddings.weight"][batch.input_ids]
@@ -98,11 +99,11 @@ def tower(weights: dict[str, Array], batch: Batch, *, heads: Sequence[int]) -> A
         # Nothing reads the other rows of the last layer.
         asking = state[:, :1] if index == len(heads) - 1 else state
         key, value = (linear(weights, f"{layer}.{name}", state) for name in ("key", "value"))
-        state = attend(weights, layer, asking, key, value, mask, count)
+        state = attend(weights, layer, asking, key, value, mask, count, inner)
     return state[:, 0]
 
 
-def attend(weights: dict[str, Array], layer: str, asking: Array, key: Array, value: Array, mask: Array, heads: int) -> Array:
+def attend(weights: dict[str, Array], layer: str, asking: Array, key: Array, value: Array, mask: Array, heads: int, inner: Gelu) -> Array:
     """One layer: rows [B, R, H] look at keys and values [B, T, A * S] under an additive mask [B, 1, 1, T] -> [B, R, H]."""
 
     def by_head(x: Array) -> Array:
@@ -112,8 +113,8 @@ def attend(weights: dict[str, Array], layer: str, asking: Array, key: Array, val
     scores = query @ keys.swapaxes(2, 3) / math.sqrt(query.shape[-1]) + mask
     context = (_softmax(scores) @ values).transpose(0, 2, 1, 3).reshape(*asking.shape[:2], -1)
     asking = norm(weights, f"{layer}.attention_norm", linear(weights, f"{layer}.attention_output", context) + asking)
-    inner = gelu(linear(weights, f"{layer}.intermediate", asking))
-    return norm(weights, f"{layer}.output_norm", linear(weights, f"{layer}.output", inner) + asking)
+    columns = inner(linear(weights, f"{layer}.intermediate", asking))
+    return norm(weights, f"{layer}.output_norm", linear(weights, f"{layer}.output", columns) + asking)
 
 
 def answer(
@@ -132,6 +133,19 @@ def answer(
 def gelu(x: Array) -> Array:
     """The exact GELU, ``x * Phi(x)``."""
     return x * 0.5 * (1.0 + erf(x / math.sqrt(2.0)))
+
+
+def tanh_gelu(x: Array) -> Array:
+    """Its approximation by tanh. Source: Hendrycks and Gimpel, arXiv 1606.08415."""
+    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_of(student: Mapping[str, Any]) -> Gelu:
+    """What ``student.gelu`` of ``model.json`` names. Raises ValueError."""
+    kinds: dict[object, Gelu] = {"exact": gelu, "tanh": tanh_gelu}
+    if (name := student.get("gelu", "exact")) not in kinds:
+        raise ValueError(f"gelu is {name!r:.80}, expected one of {sorted(map(str, kinds))}")
+    return kinds[name]
 
 
 def erf(x: Array) -> Array:

@@ -125,9 +125,9 @@ def test_an_unknown_operator_is_named(tmp_path: Path) -> None:
         native_engine(read_export(export), "fp32")
 
 
-@pytest.mark.parametrize(("how", "refused"), [("tanh", True), ("none", False)])
-def test_the_tanh_gelu_is_refused(tmp_path: Path, how: str, refused: bool) -> None:
-    export = make_export(tmp_path / "export")
+@pytest.mark.parametrize(("how", "said", "refused"), [("tanh", False, True), ("tanh", True, False), ("none", False, False)])
+def test_a_tanh_gelu_that_model_json_says_nothing_of_is_refused(tmp_path: Path, how: str, said: bool, refused: bool) -> None:
+    export = make_export(tmp_path / "export", gelu="tanh" if said else "exact")
     model = onnx.load(export / "student.onnx")
     model.graph.node.append(helper.make_node("Gelu", ["logits"], ["unused"], name="g", approximate=how))
     onnx.save(model, export / "student.onnx")
@@ -137,6 +137,12 @@ def test_the_tanh_gelu_is_refused(tmp_path: Path, how: str, refused: bool) -> No
             native_engine(source, "fp32")
     else:
         assert native_engine(source, "fp32")[:8] == b"EDRSECT1"
+
+
+def test_an_unknown_gelu_is_refused(tmp_path: Path) -> None:
+    source = read_export(make_export(tmp_path / "export", gelu="swish"))
+    with pytest.raises(BuildError, match="the GELU 'swish'; --backend ort will take it"):
+        native_engine(source, "fp32")
 
 
 REFUSED: dict[str, tuple[Callable[[Weights], object], str]] = {

@@ -132,6 +132,9 @@ static inline void add_mid(engine_file *f, int weights, int state_kind, int widt
     add(f, NUMBERED("layer", "state_bias"), 7, 2, heads * HEAD, 1, 1, -0.2f, 0.2f);
 }
 
+/* Whether the files say that their GELU is the tanh approximation. */
+static int tanh_files;
+
 /* The whole file: weights of one kind, with or without features and the pooler; of a mid-fusion student when `width` is above 0. */
 static inline engine_file build_student(int weights, int features, int pooler, int state_kind, int width)
 {
@@ -155,6 +158,8 @@ static inline engine_file build_student(int weights, int features, int pooler, i
     }
     add(&f, "head", 7, HIDDEN + (features ? DEPTH : 0) + 1, 1, 1, 1, -0.3f, 0.3f);
     if (width > 0) add_mid(&f, weights, state_kind, width);
+    const int32_t tanh_gelu_number = 1;
+    if (tanh_files) memcpy(add(&f, "gelu", 5, 1, 1, 1, 1, 0, 0), &tanh_gelu_number, sizeof tanh_gelu_number);
     f.size = f.ends[f.sections - 1];
     const uint32_t version = 1, sections = (uint32_t)f.sections;
     const uint64_t size = (uint64_t)f.size;

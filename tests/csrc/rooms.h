@@ -64,4 +64,6 @@ static inline uint16_t random_half(uint64_t *state)
 /* x Phi(x) */
 static inline double exact_gelu(double x) { return 0.5 * x * erfc(-x / sqrt(2.0)); }
 
+static inline double tanh_gelu(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1.0)) * (x + 0.044715 * x * x * x))); }
+
 #endif

@@ -206,6 +206,9 @@ static void test_lengths(void)
 int main(void)
 {
     for (int kind = 0; kind < 12; kind++) test_cuts(kind % 3, kind / 3 & 1, kind / 6);
+    tanh_files = 1;
+    for (int weights = 0; weights < KINDS_OF_WEIGHTS; weights++) test_cuts(weights, 1, 1);
+    tanh_files = 0;
     for (int weights = 0; weights < KINDS_OF_WEIGHTS; weights++) {
         test_slots(weights);
         for (int layers = 1; layers <= LAYERS; layers++) {

@@ -11,7 +11,7 @@
 static void test_functions(const edr_engine_kernels *k, int tables)
 {
     uint64_t state = 1;
-    int exps = 1, gelus = 1, coarse = 1, tanhs = 1;
+    int exps = 1, gelus = 1, coarse = 1, approximations = 1, tanhs = 1;
     for (int round = 0; round < 4000; round++) {
         const int64_t n = 1 + random_below(&state, 50);
         const float size = round % 3 == 0 ? 1.0f : round % 3 == 1 ? 8.0f : 87.0f;
@@ -27,6 +27,9 @@ static void test_functions(const edr_engine_kernels *k, int tables)
         k->gelu_coarse(y, n);
         for (int64_t i = 0; i < n; i++) coarse &= fabs(y[i] - exact_gelu(x[i])) < (tables ? 1.6e-5 + 2e-7 * fabs(x[i]) : fabs(x[i]) <= 4 ? 4.2e-5 : 4.5e-5 * fabs(x[i]));
         memcpy(y, x, (size_t)n * 4);
+        k->gelu_tanh(y, n);
+        for (int64_t i = 0; i < n; i++) approximations &= fabs(y[i] - tanh_gelu(x[i])) < 4e-7 * (1 + fabs(x[i]));
+        memcpy(y, x, (size_t)n * 4);
         k->tanh(y, n);
         for (int64_t i = 0; i < n; i++) tanhs &= fabs(y[i] - tanh(x[i])) < 3e-7;
         free_room(x);
@@ -35,6 +38,7 @@ static void test_functions(const edr_engine_kernels *k, int tables)
     CHECK(exps);
     CHECK(gelus);
     CHECK(coarse);
+    CHECK(approximations);
     CHECK(tanhs);
     float far[4] = {-1e30f, -88.0f, 1e30f, 88.0f};
     k->exp(far, 4);
@@ -42,6 +46,8 @@ static void test_functions(const edr_engine_kernels *k, int tables)
     float bad[2] = {NAN, 1.0f};
     k->tanh(bad, 2);
     CHECK(isnan(bad[0]) && fabs(bad[1] - tanh(1.0)) < 3e-7);
+    k->gelu_tanh(bad, 2);
+    CHECK(isnan(bad[0]));
     k->gelu_coarse(bad, 2);
     CHECK(isnan(bad[0]));
     float plain[3] = {0.0f, 1e30f, -1e30f};

@@ -150,9 +150,30 @@ static void test_damage(void)
     CHECK(opened > 450 && opened < 3450);
 }
 
+/* Section `gelu`, the last one of the file: which of the two. */
+static void test_gelu(void)
+{
+    tanh_files = 1;
+    engine_file f = build_file(INTEGERS, 1, 1);
+    tanh_files = 0;
+    uint8_t *number = f.bytes + f.ends[f.sections - 1] - 4;
+    edr_model m;
+    CHECK(edr_model_open(f.bytes, f.size, &m, NULL) == EDR_OK && m.gelu_tanh == 1);
+    set32(number, 0);
+    CHECK(edr_model_open(f.bytes, f.size, &m, NULL) == EDR_OK && m.gelu_tanh == 0);
+    set32(number, 2);
+    int64_t at = -9;
+    char name[EDR_NAME_ROOM];
+    CHECK(edr_model_open(f.bytes, f.size, &m, &at) == EDR_E_VALUE);
+    edr_model_fault(f.bytes, f.size, name);
+    CHECK(strcmp(name, "gelu") == 0);
+    free(f.whole);
+}
+
 int main(void)
 {
     test_good();
+    test_gelu();
     test_faults();
     test_damage();
     return check_report();

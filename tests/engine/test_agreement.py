@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgerec.builder import build_engine
 from edgerec.engine import Engine, open_engine
-from edgerec.engine.reference import erf, gelu
+from edgerec.engine.reference import erf, gelu, tanh_gelu
 from edgerec.types import Batch
 
 SHAPES = [(1, 16, True), (2, 32, True), (3, 64, False)]
@@ -45,6 +45,7 @@ STUDENTS = [
     {"layers": 3, "hidden": 32, "pruned": [(1, 100), (3, 31), (4, 1)]},
     {"layers": 2, "hidden": 128, "pruned": [(3, 65), (1, 512)], "pooler": True},
     {"layers": 2, "hidden": 96, "pruned": [(2, 40), (3, 7)]},
+    {"layers": 2, "hidden": 64, "gelu": "tanh"},
 ]
 
 
@@ -63,6 +64,19 @@ def test_the_native_engine_agrees_with_the_reference(student: dict[str, Any], tm
         assert 0 < np.sqrt(np.mean(off**2)) < 0.1 * np.std(expected)
 
 
+def test_the_tanh_gelu_is_that_of_onnxruntime_and_not_the_exact_one(tmp_path: Path) -> None:
+    batch = Batch(**random_rows(np.random.default_rng(4), 70, vocab=110, features=True))
+    logits = {}
+    for kind in ("tanh", "exact"):  # the same weights
+        export = make_export(tmp_path / kind, gelu=kind, scale=0.6)
+        for backend in ("ort", "reference", "native"):
+            build_engine(export, tmp_path / f"{kind}-{backend}", backend=backend)
+            logits[kind, backend] = open_engine(tmp_path / f"{kind}-{backend}").run(batch)
+    for backend in ("ort", "native"):
+        np.testing.assert_allclose(logits["tanh", backend], logits["tanh", "reference"], rtol=1e-4, atol=2e-5)
+    assert np.abs(logits["tanh", "reference"] - logits["exact", "reference"]).max() > 1e-3
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.floats(-20, 20))
 def test_erf_is_that_of_the_c_library(x: float) -> None:
@@ -73,6 +87,12 @@ def test_erf_at_the_ends() -> None:
     values = erf(np.array([0.0, -0.0, 6.0, -6.0, np.inf, -np.inf, np.nan]))
     np.testing.assert_allclose(values[:6], [0, 0, 1, -1, 1, -1], rtol=0, atol=1e-15)
     assert math.isnan(values[6])
+
+
+def test_the_tanh_gelu_stays_near_the_exact_one() -> None:
+    x = np.linspace(-6, 6, 1001)
+    assert 1e-4 < np.abs(tanh_gelu(x) - gelu(x)).max() < 5e-4
+    assert tanh_gelu(np.array([0.0]))[0] == 0.0
 
 
 def test_gelu_of_known_points() -> None:

@@ -14,7 +14,7 @@ COLOURS = ("red", "blue", "green", "black")
 THINGS = ("lamp", "chair", "table", "shelf", "sofa")
 
 
-def write_base_model(folder: Path, layers: int = 2) -> Path:
+def write_base_model(folder: Path, layers: int = 2, gelu: str = "gelu") -> Path:
     """An encoder of width 32 with a pooler, and its tokenizer."""
     folder.mkdir()
     vocab = write_tokenizer(folder / "tokenizer.json")
@@ -27,7 +27,7 @@ def write_base_model(folder: Path, layers: int = 2) -> Path:
         "intermediate_size": 64,
         "max_position_embeddings": 64,
     }
-    BertModel(BertConfig(vocab_size=vocab, **sizes)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=vocab, hidden_act=gelu, **sizes)).save_pretrained(folder)
     return folder
 
 

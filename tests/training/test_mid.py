@@ -33,8 +33,8 @@ MID = StudentSettings(interaction="mid", query_layers=2, buckets=256, slots=8, f
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder of four layers."""
-    return write_base_model(tmp_path_factory.mktemp("deep") / "bert", layers=4)
+    """An encoder of four layers, with the GELU that is less usual: both sides must take it over."""
+    return write_base_model(tmp_path_factory.mktemp("deep") / "bert", layers=4, gelu="gelu_new")
 
 
 @pytest.fixture(scope="module")

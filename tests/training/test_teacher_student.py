@@ -24,9 +24,10 @@ from edgerec.training.distill import distill
 from edgerec.training.export import export_student
 from edgerec.training.student import StudentScorer, student_from_encoder
 from edgerec.training.teacher import Teacher, train_teacher
-from fixtures_tiny import tiny_recipe, write_shop
+from fixtures_tiny import tiny_recipe, write_base_model, write_shop
 from tokenizers import Tokenizer
 
+from edgerec.builder import build_engine
 from edgerec.errors import BundleError, EdgerecError, InputError
 
 DISTILL = LossSettings(bce=0.3, mse=0.5, margin_mse=0.5)
@@ -221,6 +222,19 @@ def test_the_last_layer_works_on_one_row_only(teacher: Path, tmp_path: Path) -> 
     }
     gelu_rows = [shapes[n.output[0]][1] for n in graph.node if n.op_type == "Gelu"]
     assert gelu_rows == [0, 1]  # 0 is the dynamic length: the first layer computes every row, the last only [CLS]
+
+
+def test_an_encoder_with_the_tanh_gelu_is_served_as_it_was_trained(shop: Path, tmp_path: Path) -> None:
+    train_teacher([shop], str(write_base_model(tmp_path / "bert", gelu="gelu_new")), tiny_recipe(), tmp_path / "t")
+    export_student(tmp_path / "t", tmp_path / "e", data=[shop])  # the graph is compared with torch
+    assert json.loads((tmp_path / "e" / "model.json").read_text())["student"]["gelu"] == "tanh"
+    build_engine(tmp_path / "e", tmp_path / "b")  # ... and the engine with the graph
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["backend"] == "native"
+
+
+def test_another_activation_is_refused(shop: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"bert \(relu, .*gelu, gelu_new, gelu_pytorch_tanh"):
+        student_from_encoder(write_base_model(tmp_path / "bert", gelu="relu"))
 
 
 def test_an_encoder_whose_tokenizer_pads_and_cuts_gives_a_student_that_exports(
