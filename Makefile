@@ -40,9 +40,9 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PIP) --no-deps tritonclient
 	touch $@
 
-core: $(CORE)  ## compile csrc/ and its two bindings in place
+core: $(CORE)  ## compile csrc/ and its bindings in place
 
-$(CORE): $(SETUP) setup.py edgerec/_core.pyx edgerec/_native.pyx $(wildcard edgerec/*.pxi csrc/*.c csrc/*.h csrc/*.pxd)
+$(CORE): $(SETUP) setup.py edgerec/_core.pyx edgerec/_native.pyx edgerec/_wordpiece.pyx $(wildcard edgerec/*.pxi csrc/*.c csrc/*.h csrc/*.pxd)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
@@ -60,7 +60,7 @@ lint: $(SETUP)  ## ruff and codespell
 
 types: $(SETUP) core  ## mypy --strict, and the stub of the C core against the compiled module
 	$(BIN)/mypy edgerec training
-	$(BIN)/python -m mypy.stubtest edgerec._core edgerec._native --mypy-config-file pyproject.toml --allowlist tests/stubtest.allow
+	$(BIN)/python -m mypy.stubtest edgerec._core edgerec._native edgerec._wordpiece --mypy-config-file pyproject.toml --allowlist tests/stubtest.allow
 
 # A file's tests stay with one worker, which makes their fixtures once; tests/conftest.py has the order. A worker has one core.
 test: export OMP_NUM_THREADS := 1
@@ -101,6 +101,6 @@ dist: $(SETUP)  ## sdist and wheel under dist/
 	$(BIN)/python -m build --no-isolation
 
 clean:  ## remove what the build made; keeps .venv, demo/ and models/
-	rm -rf build dist ./*.egg-info edgerec/_core.c edgerec/_native.c edgerec/*.so .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf build dist ./*.egg-info edgerec/_core.c edgerec/_native.c edgerec/_wordpiece.c edgerec/*.so .mypy_cache .ruff_cache .pytest_cache .coverage
 	rm -f $(CORE)
 	find edgerec training tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Builds the one extension module, edgerec._core, from csrc/*.c and edgerec/_core.pyx. Everything else is in pyproject.toml.
+"""Builds the extension modules: csrc/*.c, each with the binding it belongs to. Everything else is in pyproject.toml.
 
 EDGEREC_SANITIZE=1 adds AddressSanitizer and UBSan; EDGEREC_DEBUG=1 turns optimisation off.
 """
@@ -22,8 +22,10 @@ if os.environ.get("EDGEREC_SANITIZE"):
     flags += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
     link += ["-fsanitize=address,undefined"]
 
-# The native engine is a module of its own, so that neither binding is longer than one can read.
+# The native engine is a module of its own, so that no binding is longer than one can read.
 ENGINE = {f"csrc/{name}.c" for name in ("encoder", "engine", "engine_kernels", "gather", "items", "layers", "mid", "model", "pool")}
+# So is the tokenizer.
+WORDPIECE = {"csrc/wordpiece.c"}
 SHARED = {"csrc/isa.c", "csrc/status.c"}
 
 
@@ -40,6 +42,7 @@ def extension(name: str, binding: str, sources: set[str]) -> Extension:
     )
 
 
-core = extension("edgerec._core", "edgerec/_core.pyx", set(glob("csrc/*.c")) - ENGINE)
+core = extension("edgerec._core", "edgerec/_core.pyx", set(glob("csrc/*.c")) - ENGINE - WORDPIECE)
 native = extension("edgerec._native", "edgerec/_native.pyx", ENGINE | SHARED)
-setup(ext_modules=cythonize([core, native], include_path=["csrc"], language_level=3))
+wordpiece = extension("edgerec._wordpiece", "edgerec/_wordpiece.pyx", WORDPIECE | {"csrc/status.c"})
+setup(ext_modules=cythonize([core, native, wordpiece], include_path=["csrc"], language_level=3))

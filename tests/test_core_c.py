@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 C_TESTS = ROOT / "tests" / "csrc"
+FUZZERS = {"fuzz_core", "fuzz_engine", "fuzz_wordpiece"}
 
 
 def make(target: str, out: Path, rounds: int, *variables: str) -> dict[str, int]:
@@ -40,7 +41,7 @@ def test_every_c_source_has_a_test_and_every_test_says_how_to_compile_it() -> No
 
 def test_the_c_suite_passes_under_sanitizers(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     counts = make("test", tmp_path, 6000)
-    assert set(counts) == {path.stem.removeprefix("test_") for path in C_TESTS.glob("test_*.c")} | {"fuzz_core", "fuzz_engine"}
+    assert set(counts) == {path.stem.removeprefix("test_") for path in C_TESTS.glob("test_*.c")} | FUZZERS
     assert all(count > 0 for count in counts.values())
     record_property("c_checks", sum(counts.values()))
 

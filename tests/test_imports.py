@@ -18,12 +18,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"edgerec": ROOT / "edgerec", "edgerec.training": ROOT / "training"}
 
+EXTENSIONS = ("edgerec._core", "edgerec._native", "edgerec._wordpiece")
+
 # Room -> layer. The C core has no Python source: its stub stands for it.
 LAYERS = {
     "edgerec.errors": 0,
     "edgerec.types": 1,
     "edgerec._core": 1,
     "edgerec._native": 1,
+    "edgerec._wordpiece": 1,
     "edgerec.features": 2,
     "edgerec.text": 2,
     "edgerec.bundle": 2,
@@ -125,7 +128,7 @@ def imports_of(name: str, path: Path) -> Iterator[Import]:
                 base = ".".join([*parents, *([base] if base else [])])
             for alias in node.names:
                 full = f"{base}.{alias.name}"
-                yield Import(name, full if full in MODULES or full in ("edgerec._core", "edgerec._native") else base, node.lineno, at_top)
+                yield Import(name, full if full in MODULES or full in EXTENSIONS else base, node.lineno, at_top)
         guarded = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         for child in ast.iter_child_nodes(node):

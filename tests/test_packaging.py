@@ -21,7 +21,8 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-BUILD_PRODUCTS = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "_core.c", "_native.c")
+BINDINGS = ("_core.c", "_native.c", "_wordpiece.c")
+BUILD_PRODUCTS = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", *BINDINGS)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def wheel(dist: Path) -> Path:
 
 def sources(dist: Path, folder: str, *suffixes: str) -> set[str]:
     copy = dist.parent
-    paths = (path for path in (copy / folder).rglob("*") if path.suffix in suffixes and path.name not in ("_core.c", "_native.c"))
+    paths = (path for path in (copy / folder).rglob("*") if path.suffix in suffixes and path.name not in BINDINGS)
     return {path.relative_to(copy).as_posix() for path in paths}
 
 

@@ -93,6 +93,6 @@ def test_with_numpy_alone_all_imports_that_needs_no_more() -> None:
         for path in sorted(folder.glob("**/*.py"))
         if path.relative_to(folder).parts[0] not in ("builder", "__main__.py") and not path.name.startswith("cli")
     ]
-    modules += ["edgerec._core", "edgerec._native"]
+    modules += ["edgerec._core", "edgerec._native", "edgerec._wordpiece"]
     done = subprocess.run([sys.executable, "-c", CHILD, *modules], capture_output=True, text=True, check=True, cwd=ROOT)
     assert dict(line.split() for line in done.stdout.splitlines()) == NEED_MORE
