@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .bundle import read_file, read_json, read_manifest
+from .bundle import map_file, read_file, read_json, read_manifest
 from .catalog_columns import TOMBSTONES, VECTORS, Columns
 from .catalog_info import ID_SEED, CatalogInfo
 from .errors import BundleError, InputError
 from .features import FeatureEncoder, FeatureSpec
+from .manifest import COMPILED_TOKENIZER
 from .states import PRECISIONS, ItemStates, StateSpec
 from .text import TextEncoder, TextSpec
 from .types import Item
@@ -53,12 +54,14 @@ class ItemEncoder:
         manifest = read_manifest(self._root)
         model = read_json(self._root, manifest, "model.json")
         features = read_json(self._root, manifest, "features.json")
-        read_file(self._root, manifest, "tokenizer.json")  # for its hash: the encoder below reads the file itself
+        tokenizer = map_file(self._root, manifest, "tokenizer.json")
+        compiled = map_file(self._root, manifest, COMPILED_TOKENIZER) if COMPILED_TOKENIZER in manifest.files else None
         self.content_id, self.model_version = manifest.content_id, manifest.model_version
         self.states = StateSpec.from_model(model, f"{self._root}: model.json")
         what = f"{self._root}: "
         self.vectors, self._head = head_of_model(model, self.states, lambda name: read_file(self._root, manifest, name), what)
-        self._text = TextEncoder(self._root / "tokenizer.json", TextSpec.from_json(model.get("text")))
+        text = TextSpec.from_json(model.get("text"))
+        self._text = TextEncoder(self._root / "tokenizer.json", text, compiled=compiled, content=tokenizer)
         self._features = FeatureEncoder(FeatureSpec.from_json(features)) if features is not None else None
         self.fields = self._features.item_fields if self._features else ()
         self.chunk_items = CHUNK_ITEMS if self.states is None else ENCODED_ITEMS

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any
 
 from .errors import BundleError
@@ -22,6 +23,8 @@ ITEM_ENGINE_FILE = "items.onnx"
 """Of a mid-fusion student on ``ort``: its item encoder, beside the engine file."""
 QUERY_ENGINE_FILE = "query.onnx"
 """And the layers of it that see the query alone."""
+COMPILED_TOKENIZER = "tokenizer.bin"
+"""The tokenizer as csrc/wordpiece.c reads it; only where it was compiled. It follows from ``tokenizer.json``: no part of any id."""
 REQUIRED_FILES = ("tokenizer.json", "features.json", "model.json", "parity.json")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 MAX_FILE_BYTES = 1 << 40
@@ -164,7 +167,7 @@ def parse_json(data: bytes, what: str) -> Any:
     return value
 
 
-def content_id(tokenizer: bytes, features_json: object, text_json: object, states_json: object = None) -> str:
+def content_id(tokenizer: bytes | mmap, features_json: object, text_json: object, states_json: object = None) -> str:
     """Hex SHA-256 of what a catalogue depends on: a catalogue fits every bundle with the same id.
 
     Parameters

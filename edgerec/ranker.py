@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
@@ -14,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .bundle import content_id, read_file, read_json, read_manifest, verify_bundle
+from .bundle import content_id, map_file, read_file, read_json, read_manifest, verify_bundle
 from .catalog import Catalog
 from .engine import Engine, MidEngine, QueryEngine, RaggedEngine, RaggedMidEngine, open_engine
 from .engine.machine import usable_cores
 from .errors import BundleError, InputError
 from .features import NO_FEATURES, FeatureEncoder, FeatureSpec, check_golden
-from .manifest import Manifest
+from .manifest import COMPILED_TOKENIZER, Manifest
 from .ranker_batches import Batcher, Table
 from .ranker_candidates import Candidate, Candidates, at_least_one, sort_out
 from .ranker_deadline import Deadline, Scored, score_ragged, score_ragged_states, score_rows, score_states
@@ -140,7 +139,9 @@ class Ranker:
             check_golden(feature_spec)
             features = FeatureEncoder(feature_spec)
         opened = catalog if isinstance(catalog, Catalog) or catalog is None else Catalog.open(catalog)
-        tokenizer, states = read_file(root, manifest, "tokenizer.json"), StateSpec.from_model(model, f"{root}: model.json")
+        tokenizer = map_file(root, manifest, "tokenizer.json")
+        compiled = map_file(root, manifest, COMPILED_TOKENIZER) if COMPILED_TOKENIZER in manifest.files else None
+        states = StateSpec.from_model(model, f"{root}: model.json")
         needed = manifest.content_id
         if opened is not None and opened.info.states and states is None:  # a mid-fusion student's has all a cross student reads, and more
             needed = content_id(tokenizer, spec, model["text"], opened.info.states.to_json())
@@ -158,11 +159,9 @@ class Ranker:
             raise BundleError(f"the catalogue has the vectors of another retrieval head than {root}; build the catalogue again")
         # Several batches at once on one thread each: ONNX Runtime's own threads wait for each other at every operator.
         lanes, threads = (threads or usable_cores(), 1) if manifest.backend == "ort" else (1, threads)
-        # Reading a tokenizer takes about as long as checking an engine's file, and neither holds the interpreter.
-        with ThreadPoolExecutor(1, "edgerec-open") as beside:
-            reading = beside.submit(TextEncoder, root / "tokenizer.json", text_spec)
-            engine = open_engine(root, threads=threads)
-        return cls(manifest, reading.result(), features, engine, opened, lanes, inline_cache_bytes, head)
+        text = TextEncoder(root / "tokenizer.json", text_spec, compiled=compiled, content=tokenizer)
+        engine = open_engine(root, threads=threads)
+        return cls(manifest, text, features, engine, opened, lanes, inline_cache_bytes, head)
 
     def rank(
         self,

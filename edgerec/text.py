@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from mmap import mmap
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ._wordpiece import Wordpiece
 from .errors import BundleError, InputError
 from .types import Item
 from .words import clean_text
@@ -94,28 +97,45 @@ class TextSpec:
 class TextEncoder:
     """Token ids of queries and items, without special tokens. Immutable, and safe to share between threads.
 
+    With a compiled tokenizer (``tokenizer.bin`` of a bundle) the tokenizers library is neither imported nor asked, but for the few texts
+    that need it: those with an added token such as ``[SEP]`` or a rare combining mark. The ids are the same.
+
     Parameters
     ----------
     tokenizer_file : a `tokenizer.json` of the tokenizers library; padding and truncation in it are ignored.
     spec : where query and item are cut.
+    compiled : the mapped ``tokenizer.bin`` that was built from it; None: the library tokenises everything.
+    content : what `tokenizer_file` holds, where the caller has it mapped; it is read when the library is needed. None: the file is read.
 
     Raises
     ------
-    BundleError : the file is missing or is not a tokenizer.
+    BundleError : a file is missing or is not a tokenizer. With `compiled` the library's file is read, and so refused, when it is needed.
     """
 
-    def __init__(self, tokenizer_file: str | os.PathLike[str], spec: TextSpec) -> None:
+    def __init__(
+        self,
+        tokenizer_file: str | os.PathLike[str],
+        spec: TextSpec,
+        *,
+        compiled: bytes | mmap | None = None,
+        content: bytes | mmap | None = None,
+    ) -> None:
         self.spec = spec
-        self._tokenizer = load_tokenizer(Path(tokenizer_file))
-        # Once, here: set per call, they make concurrent calls fail with "Already borrowed".
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._path, self._content = Path(tokenizer_file), content
+        self._library: Tokenizer | None = None
+        self._loading = Lock()
+        self._compiled = None if compiled is None else _open_compiled(compiled, self._path)
+        if self._compiled is None:
+            self._load()
 
     def encode_query(self, text: str) -> NDArray[np.int32]:
         """Ids of the query, int32 [q], q <= max_query_tokens. Raises InputError when `text` is not a str."""
         limit = self.spec.max_query_tokens
-        ids = self._tokenizer.encode(clean_text(text, limit * CHARS_PER_TOKEN), add_special_tokens=False).ids
-        return np.array(ids[:limit], np.int32)
+        text = clean_text(text, limit * CHARS_PER_TOKEN)
+        ids = self._compiled.encode(text, limit) if self._compiled is not None else None
+        if ids is None:
+            ids = np.array(self._load().encode(text, add_special_tokens=False).ids[:limit], np.int32)
+        return ids
 
     def encode_items(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Ids of many item texts, one after the other.
@@ -127,23 +147,59 @@ class TextEncoder:
         """
         limit = self.spec.max_item_tokens
         cut = [clean_text(text, limit * CHARS_PER_TOKEN) for text in texts]
+        if self._compiled is None:
+            return _joined(self._ask(cut, limit))
+        ids, offsets, asked = self._compiled.encode_all(cut, limit)
+        if not asked.any():
+            return ids, offsets
+        rows = np.split(ids, offsets[1:-1])
+        places = np.flatnonzero(asked).tolist()
+        for place, row in zip(places, self._ask([cut[place] for place in places], limit), strict=True):
+            rows[place] = row
+        return _joined(rows)
+
+    def _ask(self, texts: list[str], limit: int) -> list[NDArray[np.int32]]:
+        """Rows of ids from the library."""
         # encode_batch_fast leaves out the character offsets, which nobody reads here.
-        rows = [encoding.ids[:limit] for encoding in self._tokenizer.encode_batch_fast(cut, add_special_tokens=False)]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        return np.array([token for row in rows for token in row], np.int32), offsets
+        found = self._load().encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids[:limit], np.int32) for encoding in found]
+
+    def _load(self) -> Tokenizer:
+        """The library's tokenizer, made once."""
+        if self._library is None:
+            with self._loading:
+                if self._library is None:
+                    loaded = load_tokenizer(self._path, self._content)
+                    # Once, here: set per call, they make concurrent calls fail with "Already borrowed".
+                    loaded.no_padding()
+                    loaded.no_truncation()
+                    self._library = loaded
+        return self._library
 
     def item_text(self, item: Item) -> str:
         """The item's text as the model reads it: its non-empty `item_fields`, joined by one space."""
         return " ".join(value for name in self.spec.item_fields if (value := getattr(item, name)))
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a `tokenizer.json`. Raises BundleError when it is missing or not readable as one."""
+def _open_compiled(compiled: bytes | mmap, path: Path) -> Wordpiece:
+    try:
+        return Wordpiece(compiled)
+    except InputError as e:
+        raise BundleError(f"the compiled tokenizer beside {path} is damaged or of another version: {e}; build the bundle again") from e
+
+
+def _joined(rows: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    return np.concatenate([*rows, np.zeros(0, np.int32)]), offsets
+
+
+def load_tokenizer(path: Path, content: bytes | mmap | None = None) -> Tokenizer:
+    """Read a `tokenizer.json`, or its content. Raises BundleError when it is missing or not readable as one."""
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_buffer(path.read_bytes())
+        return Tokenizer.from_buffer(path.read_bytes() if content is None else bytes(content))
     except Exception as e:  # the library raises a bare Exception for a file it cannot read
         raise BundleError(f"{path} is not a tokenizer file of the tokenizers library: {e}") from e
 

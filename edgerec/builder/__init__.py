@@ -1,4 +1,4 @@
-"""build_engine in five steps: contract, quantize, compile, parity, pack. Needs ``pip install 'edgerec[build]'``."""
+"""build_engine in six steps: contract, quantize, compile, parity, tokenizer, pack. Needs ``pip install 'edgerec[build]'``."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ from .trt import PRECISIONS as TENSORRT_PRECISIONS
 from .trt import Compiled, GpuOptions, compile_tensorrt
 from .trt_parity import measured_engine, with_gpu
 from .weights import reference_engine
+from .wordpiece import compile_tokenizer
 
 SUPPORTED = {"ort": ("fp32", "int8"), "native": ("fp32", "bf16", "int8"), "reference": ("fp32",), "tensorrt": TENSORRT_PRECISIONS}
 
@@ -42,10 +43,11 @@ class BuildReport:
     bundle : the folder written.
     backend_reason : why this backend: it was asked for, or native runs the student, or why native does not.
     engine_bytes : size of the engine file, or of both graphs of a mid-fusion student.
+    tokenizer : whether the tokenizer was compiled, or why the tokenizers library does its work.
     tolerance : the bounds it had to meet.
     measured : empty; or, of a TensorRT plan that could not be run here, why, and what stood in for it.
     reduced_range : int8 weights use 7 bits, because this CPU's 8-bit products saturate.
-    timings_s : seconds by step: ``contract quantize compile parity pack``.
+    timings_s : seconds by step: ``contract quantize compile parity tokenizer pack``.
     """
 
     bundle: Path
@@ -55,6 +57,7 @@ class BuildReport:
     precision: str
     engine_bytes: int
     reduced_range: bool
+    tokenizer: str
     parity: Parity
     tolerance: Tolerance
     measured: str
@@ -70,6 +73,7 @@ class BuildReport:
             "precision": self.precision,
             "engine_bytes": self.engine_bytes,
             "reduced_range": self.reduced_range,
+            "tokenizer": self.tokenizer,
             "parity": self.parity.to_json(),
             "tolerance": {name: bound if math.isfinite(bound) else None for name, bound in asdict(self.tolerance).items()},
             "measured": self.measured,
@@ -89,7 +93,7 @@ def build_engine(
     gpu: GpuOptions | None = None,
     replace: bool = False,
 ) -> BuildReport:
-    """Build a bundle: contract, quantize, compile, parity, pack. Either a complete, checked bundle is written or nothing.
+    """Build a bundle: contract, quantize, compile, parity, tokenizer, pack. Either a complete, checked bundle is written or nothing.
 
     Parameters
     ----------
@@ -141,6 +145,8 @@ def build_engine(
                 parity.check(bounds.of(precision), f"the {precision} {backend} engine of {source.name}")
                 rows = probe(built, source)
             figures, measured = with_gpu(parity, compiled, draft, source, reference, bounds) if compiled else (parity.to_json(), "")
+        with clock.step("tokenizer"):
+            tokenizer = compile_tokenizer(source.tokenizer)
         with clock.step("pack"):
             manifest = pack(
                 bundle,
@@ -150,6 +156,7 @@ def build_engine(
                 precision=precision,
                 parity=figures,
                 probe=rows,
+                compiled_tokenizer=tokenizer.data,
                 machine=compiled.fingerprint if compiled else None,
                 replace=replace,
             )
@@ -163,6 +170,7 @@ def build_engine(
         precision=precision,
         engine_bytes=sum(map(len, engine.values())),
         reduced_range=backend == "ort" and precision == "int8" and _narrow(),
+        tokenizer=tokenizer.reason,
         parity=parity,
         tolerance=bounds.of(precision),
         measured=measured,

@@ -1,4 +1,4 @@
-"""Step 5, pack: name the model, describe the machine, write the bundle."""
+"""Step 6, pack: name the model, describe the machine, write the bundle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..engine import Engine
 from ..engine.machine import cpu_flags
 from ..engine.ort import ort
 from ..engine.probe import PROBE
-from ..manifest import Manifest
+from ..manifest import COMPILED_TOKENIZER, Manifest
 from ..vectors import VECTORS_FILE
 from .contract import Export
 from .parity import probe_rows, take
@@ -68,10 +68,14 @@ def pack(
     precision: str,
     parity: Mapping[str, Any],
     probe: bytes | None = None,
+    compiled_tokenizer: bytes = b"",
     machine: Mapping[str, str | list[str]] | None = None,
     replace: bool = False,
 ) -> Manifest:
-    """Write the bundle folder atomically; ``machine`` is what else the fingerprint says. Raises BundleError."""
+    """Write the bundle folder atomically; ``machine`` is what else the fingerprint says. Raises BundleError.
+
+    ``probe`` and ``compiled_tokenizer`` are left out when there are none.
+    """
     files: dict[str, bytes | Path] = {
         **engine,
         "tokenizer.json": export.tokenizer,
@@ -83,6 +87,8 @@ def pack(
         files[VECTORS_FILE] = export.retrieve
     if probe is not None:
         files[PROBE] = probe
+    if compiled_tokenizer:
+        files[COMPILED_TOKENIZER] = compiled_tokenizer
     return write_bundle(
         path,
         files,

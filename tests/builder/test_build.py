@@ -59,7 +59,7 @@ def test_the_report_is_plain_json(export: Path, tmp_path: Path) -> None:
     assert isinstance(report, BuildReport)
     shown = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert shown["engine_bytes"] == (tmp_path / "bundle" / "engine.onnx").stat().st_size
-    assert set(shown["timings_s"]) == {"contract", "quantize", "compile", "parity", "pack"}
+    assert set(shown["timings_s"]) == {"contract", "quantize", "compile", "parity", "tokenizer", "pack"}
     assert describe(tmp_path / "bundle")["parity"] == shown["parity"]
 
 

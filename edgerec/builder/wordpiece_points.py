@@ -1,0 +1,133 @@
+"""What a BERT tokenizer makes of each code point: asked of the library itself, so that its version of Unicode is the one that counts."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from ..errors import BuildError
+
+# As in csrc/wordpiece.c.
+DROPPED, SPACE, ASK, LETTER, ALONE, RUN = range(6)
+_RUN_BYTES = 31
+_POINTS = 0x110000
+_BATCH = 2048
+# The library makes "0" of this alone, and nothing that stands beside it changes it: digits are no marks, and no other code point has a
+# canonical decomposition or a lower case with it.
+_FENCE = "0"
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """The table of code points.
+
+    Attributes
+    ----------
+    codes : uint32 [0x110000], as csrc/wordpiece.c reads them.
+    runs : the bytes that codes point into.
+    splits : the characters of normalised text that end a word.
+    """
+
+    codes: NDArray[np.uint32]
+    runs: bytes
+    splits: frozenset[str]
+
+    def is_word(self, text: str) -> bool:
+        """Whether a word of the pre-tokenizer can have this part: text without white space and punctuation, or one punctuation mark."""
+        return len(text) == 1 or self.splits.isdisjoint(text)
+
+
+def ask_points(library: Tokenizer) -> Points:
+    """Ask normalizer and pre-tokenizer about every code point. Raises BuildError: they do not take texts apart as expected."""
+    normalize = library.normalizer.normalize_str
+    codes = np.full(_POINTS, LETTER, np.uint32)
+    runs: dict[bytes, int] = {}
+    content = bytearray()
+    kinds: dict[str, str] = {}
+    marks = _marks(library)
+    for chunk in _chunks():
+        became = _normalized(library, chunk)
+        letters = "".join(became)
+        kinds |= (found := _kinds(library, [char for char in sorted({*letters}) if char not in kinds]))
+        plain = became == chunk and len(found) == len(chunk) and found.keys() == {*found.values()}
+        for char, text in () if plain else zip(chunk, became, strict=True):
+            run = "".join(kinds[c] for c in text)
+            while "  " in run:
+                run = run.replace("  ", " ")
+            if run == char != " ":
+                continue
+            data = run.encode()
+            if not run:
+                code = DROPPED
+            elif run == " ":
+                code = SPACE
+            elif run == f" {char} ":
+                code = ALONE
+            elif len(data) > _RUN_BYTES:
+                code = ASK
+            else:
+                if data not in runs:
+                    runs[data] = len(content)
+                    content += data
+                code = RUN | len(data) << 3 | runs[data] << 8
+            codes[ord(char)] = code
+        # A mark that outlives the stripping of accents is put in order among its like: what it becomes depends on them.
+        if marks is not None:
+            kept = [(char, text) for char, text in zip(chunk, became, strict=True) if text]
+            expected = "".join(f"{marks[1]}{text}{marks[0]}" for _, text in kept)
+            if normalize("".join(f"{marks[1]}{char}{marks[0]}" for char, _ in kept)) != expected:
+                for char, text in kept:
+                    if normalize(f"{marks[1]}{char}{marks[0]}") != f"{marks[1]}{text}{marks[0]}":
+                        codes[ord(char)] = ASK
+    return Points(codes, bytes(content), frozenset(char for char, kind in kinds.items() if kind != char))
+
+
+def _chunks() -> Iterator[list[str]]:
+    points = [chr(point) for point in range(_POINTS) if not 0xD800 <= point < 0xE000]
+    return (points[i : i + _BATCH] for i in range(0, len(points), _BATCH))
+
+
+def _normalized(library: Tokenizer, chunk: Sequence[str]) -> list[str]:
+    """What the normalizer makes of each character alone."""
+    normalize = library.normalizer.normalize_str
+    parts: list[str] = normalize(_FENCE + _FENCE.join(chunk) + _FENCE).split(_FENCE)
+    # The fence itself is in one of the chunks, which has one part more for it than others.
+    if len(parts) == len(chunk) + 2 and _FENCE not in chunk:
+        return parts[1:-1]
+    return [normalize(char) for char in chunk]
+
+
+def _kinds(library: Tokenizer, chars: Sequence[str]) -> dict[str, str]:
+    """What the pre-tokenizer makes of characters of normalised text: themselves, a space, or themselves between spaces."""
+    split = library.pre_tokenizer.pre_tokenize_str
+    if [text for text, _ in split(_FENCE + _FENCE.join(chars) + _FENCE)] == [_FENCE + _FENCE.join(chars) + _FENCE]:
+        return {char: char for char in chars}
+    kinds = {}
+    for char in chars:
+        texts = [text for text, _ in split(f"1{char}1")]
+        if texts == [f"1{char}1"]:
+            kinds[char] = char
+        elif texts == ["1", char, "1"]:
+            kinds[char] = f" {char} "
+        elif texts == ["1", "1"]:
+            kinds[char] = " "
+        else:
+            raise BuildError(f"the pre-tokenizer makes {texts} of {f'1{char}1'!r}")
+    return kinds
+
+
+def _marks(library: Tokenizer) -> tuple[str, str] | None:
+    """Two marks that the normalizer keeps and puts in order, the lower class first; every other mark changes places with one of them.
+
+    None where it puts none in order. Which marks there may be is Python's word, which classes they have the library's.
+    """
+    normalize = library.normalizer.normalize_str
+    known = [char for char in map(chr, range(_POINTS)) if unicodedata.combining(char) and normalize(char) == char]
+    known.sort(key=unicodedata.combining)
+    pairs = ((low, high) for low in known for high in reversed(known) if normalize(high + low) == low + high != high + low)
+    return next(pairs, None)
