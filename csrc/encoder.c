@@ -7,8 +7,8 @@
  * because a product of five rows costs as much memory traffic as one of sixty.
  *
  * The rows of a ranking call all start with the query. What is the same for all of them whatever follows, the embeddings
- * of those tokens and their projections in the first layer, is computed once a call and copied into every
- * row: the same numbers, so the same bits.
+ * of those tokens and their projections in the first layer, is computed once a call: the same numbers, so the same bits.
+ * The first attention reads the projections where they are; the embeddings are copied into every row.
  */
 #include <math.h>
 
@@ -16,7 +16,7 @@
 #include "layers.h"
 
 #define SHARED 64 /* at most so many tokens in front of the rows are shared */
-#define WORTH 8   /* ... if they are at least one in eight: below, the copying costs more than it saves */
+#define WORTH 8   /* ... if they are at least one in eight */
 
 /* One call: what it was given, and its workspace. */
 typedef struct run {
@@ -74,27 +74,30 @@ static int64_t common_tokens(const edr_inputs *in, int64_t begin, int64_t end)
     return WORTH * common * (end - begin) >= tokens ? common : 0;
 }
 
-/* Put the common rows in front of each row's own: `matrix` [tokens, n] has the own ones at its beginning. From the end, in place. */
-static void spread(const run *z, int64_t begin, int64_t end, int64_t tokens, const float *common, int64_t n, float *matrix)
+/* x of a block's tokens, and in z->w.qkv what the first layer's attention reads of those that are the rows' own. */
+static void first_projections(const run *z, int64_t begin, int64_t end, int64_t tokens)
 {
-    const size_t bytes = (size_t)n * sizeof(float), shared = (size_t)z->shared * bytes;
-    float *to = matrix + tokens * n, *from = to - (end - begin) * z->shared * n;
+    const int64_t h = z->w.m->hidden;
+    float *out = z->w.x;
+    for (int64_t row = begin; row < end; row++) out = embed(z, row, z->shared, z->in->lengths[row], out);
+    project(z, z->w.m->layer, z->w.x, tokens - z->shared * (end - begin), z->w.qkv);
+    if (z->shared == 0) return;
+    /* The common x goes in front of each row's own, from the last row on, in place. */
+    const size_t bytes = (size_t)h * sizeof(float);
+    float *to = z->w.x + tokens * h, *from = to - (end - begin) * z->shared * h;
     for (int64_t row = end - 1; row >= begin; row--) {
         const int64_t own = z->in->lengths[row] - z->shared;
-        memmove(to -= own * n, from -= own * n, (size_t)own * bytes);
-        memcpy(to -= z->shared * n, common, shared);
+        memmove(to -= own * h, from -= own * h, (size_t)own * bytes);
+        memcpy(to -= z->shared * h, z->common, (size_t)z->shared * bytes);
     }
 }
 
-/* x of a block's tokens, and in z->w.qkv what the first layer's attention reads of them. */
-static void first_projections(const run *z, int64_t begin, int64_t end, int64_t tokens)
+/* Where the first layer's attention finds the common tokens; in a model of one layer there are no queries among what was projected. */
+static edr_seen front_of(const run *z)
 {
-    float *out = z->w.x;
-    for (int64_t row = begin; row < end; row++) out = embed(z, row, z->shared, z->in->lengths[row], out);
-    const int64_t columns = project(z, z->w.m->layer, z->w.x, tokens - z->shared * (end - begin), z->w.qkv);
-    if (z->shared == 0) return;
-    spread(z, begin, end, tokens, z->common, z->w.m->hidden, z->w.x);
-    spread(z, begin, end, tokens, z->given, columns, z->w.qkv);
+    const int64_t width = z->w.m->layer->attention_output.inputs;
+    const float *p = z->given;
+    return z->w.m->layers > 1 ? (edr_seen){p, p + width, p + 2 * width, 3 * width, 3 * width} : (edr_seen){NULL, p, p + width, 0, 2 * width};
 }
 
 /* ------------------------------------------------------------------------------------------------------- last layer */
@@ -113,7 +116,8 @@ static void last_attention(const run *z, const edr_layer *layer, int64_t begin, 
     }
     const edr_rows asking = edr_left_side(w, first, h, rows, &w->narrow);
     edr_product(w, &layer->qkv, 0, width, &asking, rows, w->asked, EDR_STORE);
-    edr_attention(w, layer, z->in->lengths + begin, rows, w->asked, width, w->qkv, w->qkv + width, 2 * width, 1, w->answer + at * width);
+    const edr_seen seen = {w->asked, w->qkv, w->qkv + width, width, 2 * width}, front = front_of(z);
+    edr_attention(w, layer, z->in->lengths + begin, rows, &seen, &front, layer == w->m->layer ? z->shared : 0, 1, w->answer + at * width);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- inputs */
@@ -175,6 +179,7 @@ edr_status edr_score_until(const edr_model *model, const edr_inputs *in, int64_t
         project(&z, model->layer, z.common, z.shared, z.given);
     }
     const edr_layer *last = &model->layer[model->layers - 1];
+    const edr_seen front = front_of(&z);
     const edr_slots slots = {in->feature_ids, in->feature_weights, in->slots};
     int64_t row = begin, stop = begin;
     while (row == stop && row < end) { /* a chunk that was left early is the last */
@@ -184,9 +189,9 @@ edr_status edr_score_until(const edr_model *model, const edr_inputs *in, int64_t
             int64_t tokens = in->lengths[row];
             for (next = row + 1; next < stop && tokens + in->lengths[next] <= EDR_BLOCK; next++) tokens += in->lengths[next];
             first_projections(&z, row, next, tokens);
-            /* Both kinds of layer find the projections of the first in z.w.qkv. */
-            for (const edr_layer *layer = model->layer; layer < last; layer++) {
-                edr_whole_layer(&z.w, layer, in->lengths + row, next - row, tokens, layer == model->layer);
+            if (model->layer < last) edr_projected_layer(&z.w, model->layer, in->lengths + row, next - row, tokens, &front, z.shared);
+            for (const edr_layer *layer = model->layer + 1; layer < last; layer++) {
+                edr_whole_layer(&z.w, layer, in->lengths + row, next - row, tokens);
             }
             last_attention(&z, last, row, next, tokens, row - chunk);
         }

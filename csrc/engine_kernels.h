@@ -35,6 +35,12 @@ typedef struct edr_keys {
     int64_t ld, t;
 } edr_keys;
 
+/* Queries of one head, [rows, s], rows ld apart. */
+typedef struct edr_asking {
+    const float *q;
+    int64_t ld, rows;
+} edr_asking;
+
 typedef struct edr_engine_kernels {
     /* out[r][32 p .. ] for panels first <= p < first + panels of w, written from column 0 of out on; ldo is out's row length. */
     void (*product_f32)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo, int then);
@@ -49,12 +55,12 @@ typedef struct edr_engine_kernels {
     /* out = word + position + type; word is int8 times `scale`, bfloat16 or float32: numbers of 1, 2 or 4 bytes. */
     void (*embed)(const void *word, int bytes, float scale, const float *position, const float *type, int64_t n, float *out);
     /*
-     * Attention of one sequence and one head. q [m, s] with rows ldq apart; keys and values are those of `keys`, and then those of
-     * `more` unless that is NULL: t in all, at least one. Scores are q.k (the caller folds 1 / sqrt(s) into q); out [m, s], rows ldo
-     * apart. room: EDR_ATTENTION_ROOM(t, s) floats.
+     * Attention of one sequence and one head. Queries are those of `first`, and then those of `second` unless that is NULL: m in all; keys
+     * and values those of `keys`, and then those of `more` unless that is NULL: t in all, at least one. Scores are q.k (the caller folds
+     * 1 / sqrt(s) into q); out [m, s], rows ldo apart. room: EDR_ATTENTION_ROOM(t, s) floats.
      */
-    void (*attend)(const float *q, int64_t ldq, int64_t m, const edr_keys *keys, const edr_keys *more, int64_t s, float *out, int64_t ldo,
-                   float *room);
+    void (*attend)(const edr_asking *first, const edr_asking *second, const edr_keys *keys, const edr_keys *more, int64_t s, float *out,
+                   int64_t ldo, float *room);
     /*
      * Attention of one row, all A heads, over keys as above and over `t` states [t, n] that have no keys of their own: the row's
      * questions q [A, s] were folded into questions to the states, folded [A, n], with extra [A] added to their scores. out [A, s]

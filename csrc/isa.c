@@ -59,10 +59,8 @@ int edr_isa_supported(int isa)
 #ifdef EDR_X86
     /* The compiler's runtime reads CPUID once, and XGETBV to learn whether the system saves the wide registers. */
     case EDR_ISA_AVX2: __builtin_cpu_init(); return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    case EDR_ISA_AVX512: __builtin_cpu_init(); return __builtin_cpu_supports("avx512f") != 0;
-    case EDR_ISA_AVX512_VNNI:
-        __builtin_cpu_init();
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni");
+    case EDR_ISA_AVX512: __builtin_cpu_init(); return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("fma");
+    case EDR_ISA_AVX512_VNNI: return edr_isa_supported(EDR_ISA_AVX512) && __builtin_cpu_supports("avx512vnni");
 #endif
 #ifdef EDR_HAS_AVX512_BF16
     case EDR_ISA_AVX512_BF16: return edr_isa_supported(EDR_ISA_AVX512_VNNI) && __builtin_cpu_supports("avx512bf16");

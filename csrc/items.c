@@ -91,7 +91,7 @@ static void encode_block(const run *z, int64_t begin, int64_t end, int64_t token
     int64_t layer = 0;
     for (int64_t group = 0; group < mid->groups; group++) {
         for (; layer < mid->keeps[group]; layer++) {
-            edr_whole_layer(&z->w, &mid->item[layer], z->in->lengths + begin, end - begin, tokens, 0);
+            edr_whole_layer(&z->w, &mid->item[layer], z->in->lengths + begin, end - begin, tokens);
         }
         keep(z, group, begin, end, tokens);
     }

@@ -12,7 +12,7 @@
  * multiplied too and its sums are dropped (EDR_OPERAND_BYTES). Bytes of k behind the last multiple of 64 are multiplied with the
  * zeros that a copy of the panel's last lines has there: integers only, since K is a multiple of 32 numbers.
  */
-#define AMX __attribute__((target("avx512f,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16")))
+#define AMX __attribute__((target("avx512f,fma,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16")))
 
 enum { TILE_HEIGHT = 16, TILE_BYTES = 64, LINE = 4 * EDR_PANEL /* bytes of a panel's line */ };
 

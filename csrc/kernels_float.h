@@ -239,11 +239,63 @@ TARGET static ALWAYS_INLINE void FN(quantise_rows)(const float *x, int64_t n, ui
     }
 }
 
+#ifdef BITS
+/*
+ * The same at half the cost for rows of both signs: of floats, the largest is the largest of their bits as signed integers, and the least, the
+ * largest as unsigned ones; what is not finite would be either. With least < 0 < most, x * by - least * by loses nothing against
+ * (x - least) * by. Returns 0 when it is not for one of the rows.
+ */
+TARGET static ALWAYS_INLINE int FN(quantise_signed)(const float *x, int64_t n, uint8_t *u, float *scale, float *least, const int rows)
+{
+    VI high[2][2], low[2][2];
+    VF by[2], from[2];
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < 2; c++) high[r][c] = low[r][c] = BITS(x + r * n + c * VW);
+    }
+    for (int64_t i = 2 * VW; i < n; i += 2 * VW) {
+        UNROLL for (int r = 0; r < rows; r++) {
+            UNROLL for (int c = 0; c < 2; c++) {
+                const VI bits = BITS(x + r * n + i + c * VW);
+                high[r][c] = MAX_S(high[r][c], bits);
+                low[r][c] = MAX_U(low[r][c], bits);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        const int32_t top = MOST_S(MAX_S(high[r][0], high[r][1])), bottom = MOST_U(MAX_U(low[r][0], low[r][1]));
+        float most, lowest;
+        memcpy(&most, &top, 4);
+        memcpy(&lowest, &bottom, 4);
+        const float range = most - lowest;
+        if (!(lowest < 0.0f && most > 0.0f && range > 1e-30f && range < INFINITY)) return 0;
+        scale[r] = range * (1.0f / 255.0f);
+        least[r] = lowest;
+        by[r] = SET1(255.0f / range);
+        from[r] = MUL(SET1(-lowest), by[r]);
+    }
+    for (int64_t i = 0; i < n; i += VW) {
+        UNROLL for (int r = 0; r < rows; r++) STORE_U8(u + r * n + i, FMA(LOAD(x + r * n + i), by[r], from[r]));
+    }
+    return 1;
+}
+#endif
+
 TARGET static void FN(quantise)(const float *x, int64_t rows, int64_t n, uint8_t *u, float *scale, float *least)
 {
-    int64_t r = 0;
-    for (; r + 2 <= rows; r += 2) FN(quantise_rows)(x + r * n, n, u + r * n, scale + r, least + r, 2);
-    if (r < rows) FN(quantise_rows)(x + r * n, n, u + r * n, scale + r, least + r, 1);
+    for (int64_t r = 0, count; r < rows; r += count, x += count * n, u += count * n) {
+        count = rows - r >= 2 ? 2 : 1;
+#ifdef BITS
+        /* A row takes the way that it would take alone. */
+        if (count == 2 && FN(quantise_signed)(x, n, u, scale + r, least + r, 2)) continue;
+        count = 1;
+        if (FN(quantise_signed)(x, n, u, scale + r, least + r, 1)) continue;
+#endif
+        if (count == 2) {
+            FN(quantise_rows)(x, n, u, scale + r, least + r, 2);
+        } else {
+            FN(quantise_rows)(x, n, u, scale + r, least + r, 1);
+        }
+    }
 }
 
 /* Adding 1.5 * 2^23 and taking it away leaves the nearest integer; 128 more is exact, and fits a byte without sign. */
@@ -285,6 +337,32 @@ TARGET static ALWAYS_INLINE void FN(scores)(const float *q, int64_t ldq, const f
         UNROLL for (int c = 0; c < vectors; c++) STORE(p + r * tp + c * VW, sum[r][c]);
     }
 }
+
+#if VW == 16
+/* The same for one and a half vectors: of 17 to 24 keys the last half is not worth the time of a whole one. */
+TARGET static ALWAYS_INLINE void FN(scores_of_24)(const float *q, int64_t ldq, const float *keys, int64_t tp, int64_t s, float *p, const int rows)
+{
+    __m512 sum[EDR_ATTENTION_ROWS];
+    __m256 half[EDR_ATTENTION_ROWS];
+    UNROLL for (int r = 0; r < rows; r++) {
+        sum[r] = SET1(0.0f);
+        half[r] = _mm256_setzero_ps();
+    }
+    for (int64_t i = 0; i < s; i++) {
+        const __m512 key = LOAD(keys + i * tp);
+        const __m256 rest = _mm256_loadu_ps(keys + i * tp + 16);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const __m512 one = SET1(q[r * ldq + i]);
+            sum[r] = FMA(one, key, sum[r]);
+            half[r] = _mm256_fmadd_ps(_mm512_castps512_ps256(one), rest, half[r]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        STORE(p + r * tp, sum[r]);
+        _mm256_storeu_ps(p + r * tp + 16, half[r]);
+    }
+}
+#endif
 
 /*
  * p becomes e^(p - its maximum) over the t keys; returns the reciprocal of the sum. exp clamps, so 0 times the score is added:
@@ -356,6 +434,12 @@ TARGET static ALWAYS_INLINE void FN(attend_rows)(const float *q, int64_t ldq, co
                                                  const edr_keys *more, int64_t s, float *out, int64_t ldo, float *p, const int rows)
 {
     int64_t j = 0;
+#if VW == 16
+    if (t > 16 && t <= 24) {
+        FN(scores_of_24)(q, ldq, turned, tp, s, p, rows);
+        j = tp;
+    }
+#endif
     for (; j + 2 * VW <= tp; j += 2 * VW) FN(scores)(q, ldq, turned + j, tp, s, p + j, rows, 2);
     for (; j < tp; j += VW) FN(scores)(q, ldq, turned + j, tp, s, p + j, rows, 1);
     FN(answer)(p, tp, t, keys, more, s, out, ldo, rows);
@@ -386,14 +470,42 @@ TARGET static ALWAYS_INLINE void FN(clear_behind)(int64_t t, int64_t tp, int64_t
     }
 }
 
-TARGET static void FN(attend)(const float *q, int64_t ldq, int64_t m, const edr_keys *keys, const edr_keys *more, int64_t s, float *out,
-                              int64_t ldo, float *room)
+/* Rows in groups as tall as the registers hold. The last group takes some rows again if it must: that costs less than rows alone. */
+TARGET static ALWAYS_INLINE void FN(attend_list)(const edr_asking *a, const float *turned, int64_t tp, int64_t t, const edr_keys *keys,
+                                                 const edr_keys *more, int64_t s, float *out, int64_t ldo, float *p)
+{
+    for (int64_t r = 0, rows; r < a->rows; r += rows) {
+        const int64_t left = a->rows - r;
+        if (VW == 16 && a->rows >= 8 && (left > 10 || left == 8 || left == 7)) {
+            rows = 8;
+        } else if (VW == 16 && a->rows >= 6 && left > 4 && left != 7) {
+            rows = 6;
+        } else {
+            rows = a->rows >= 4 ? 4 : 1;
+        }
+        if (rows > left) r = a->rows - rows;
+        const float *q = a->q + r * a->ld;
+        float *to = out + r * ldo;
+        if (VW == 16 && rows == 8) {
+            FN(attend_rows)(q, a->ld, turned, tp, t, keys, more, s, to, ldo, p, 8);
+        } else if (VW == 16 && rows == 6) {
+            FN(attend_rows)(q, a->ld, turned, tp, t, keys, more, s, to, ldo, p, 6);
+        } else if (rows == 4) {
+            FN(attend_rows)(q, a->ld, turned, tp, t, keys, more, s, to, ldo, p, 4);
+        } else {
+            FN(attend_rows)(q, a->ld, turned, tp, t, keys, more, s, to, ldo, p, 1);
+        }
+    }
+}
+
+TARGET static NEVER_INLINE void FN(attend)(const edr_asking *first, const edr_asking *second, const edr_keys *keys, const edr_keys *more, int64_t s,
+                                           float *out, int64_t ldo, float *room)
 {
     const int64_t own = keys->t, t = own + (more != NULL ? more->t : 0), tp = EDR_ROUND16(t);
     float *p = room + s * tp;
-    if (m == 1) { /* as in the last layer: turning the keys would cost more than the scores */
-        for (int64_t j = 0; j < own; j++) p[j] = FN(dot)(q, keys->k + j * keys->ld, s);
-        for (int64_t j = own; j < t; j++) p[j] = FN(dot)(q, more->k + (j - own) * more->ld, s);
+    if (first->rows == 1 && second == NULL) { /* as in the last layer: turning the keys would cost more than the scores */
+        for (int64_t j = 0; j < own; j++) p[j] = FN(dot)(first->q, keys->k + j * keys->ld, s);
+        for (int64_t j = own; j < t; j++) p[j] = FN(dot)(first->q, more->k + (j - own) * more->ld, s);
         FN(answer)(p, tp, t, keys, more, s, out, ldo, 1);
         return;
     }
@@ -401,22 +513,9 @@ TARGET static void FN(attend)(const float *q, int64_t ldq, int64_t m, const edr_
     FN(clear_behind)(t, tp, s, room);
     FN(turn_keys)(keys, s, room, tp);
     if (more != NULL) FN(turn_keys)(more, s, room + own, tp);
-    /* Rows in groups as tall as the registers hold. The last group takes some rows again if it must: that costs less than rows alone. */
-    for (int64_t r = 0, rows; r < m; r += rows) {
-        const int64_t left = m - r;
-        rows = VW == 16 && left > 6 && m >= 8 ? 8 : VW == 16 && left > 4 && m >= 6 ? 6 : m >= 4 ? 4 : 1;
-        if (rows > left) r = m - rows;
-        const float *asking = q + r * ldq;
-        float *to = out + r * ldo;
-        if (VW == 16 && rows == 8) {
-            FN(attend_rows)(asking, ldq, room, tp, t, keys, more, s, to, ldo, p, 8);
-        } else if (VW == 16 && rows == 6) {
-            FN(attend_rows)(asking, ldq, room, tp, t, keys, more, s, to, ldo, p, 6);
-        } else if (rows == 4) {
-            FN(attend_rows)(asking, ldq, room, tp, t, keys, more, s, to, ldo, p, 4);
-        } else {
-            FN(attend_rows)(asking, ldq, room, tp, t, keys, more, s, to, ldo, p, 1);
-        }
+    for (const edr_asking *a = first; a != NULL; a = a == first ? second : NULL) {
+        FN(attend_list)(a, room, tp, t, keys, more, s, out, ldo, p);
+        out += a->rows * ldo;
     }
 }
 

@@ -76,20 +76,28 @@ int64_t edr_qkv(const edr_work *z, const edr_layer *layer, int64_t first, const 
     return columns;
 }
 
-void edr_attention(const edr_work *z, const edr_layer *layer, const int64_t *lengths, int64_t rows, const float *q, int64_t ldq,
-                   const float *k, const float *v, int64_t ldk, int64_t each, float *out)
+void edr_attention(const edr_work *z, const edr_layer *layer, const int64_t *lengths, int64_t rows, const edr_seen *seen, const edr_seen *front,
+                   int64_t common, int one, float *out)
 {
     const int64_t s = z->m->head_size, width = layer->heads * s;
+    const float *q = seen->q, *k = seen->k, *v = seen->v;
     for (int64_t row = 0; row < rows; row++) {
-        const int64_t t = lengths[row], m = each != 0 ? each : t;
+        const int64_t own = lengths[row] - common, asking = one ? 1 : own;
         for (int64_t i = 0; i < width; i += s) {
-            const edr_keys keys = {k + i, v + i, ldk, t};
-            z->k->attend(q + i, ldq, m, &keys, NULL, s, out + i, width, z->room);
+            const edr_asking mine = {q + i, seen->ldq, asking};
+            const edr_keys keys = {k + i, v + i, seen->ldk, own};
+            if (common == 0) {
+                z->k->attend(&mine, NULL, &keys, NULL, s, out + i, width, z->room);
+                continue;
+            }
+            const edr_keys shared = {front->k + i, front->v + i, front->ldk, common};
+            const edr_asking ours = {one ? NULL : front->q + i, front->ldq, common};
+            z->k->attend(one ? &mine : &ours, one ? NULL : &mine, &shared, &keys, s, out + i, width, z->room);
         }
-        q += m * ldq;
-        k += t * ldk;
-        v += t * ldk;
-        out += m * width;
+        q += asking * seen->ldq;
+        k += own * seen->ldk;
+        v += own * seen->ldk;
+        out += (one ? 1 : lengths[row]) * width;
     }
 }
 
@@ -110,12 +118,19 @@ void edr_after_attention(const edr_work *z, const edr_layer *layer, const float 
     }
 }
 
-void edr_whole_layer(const edr_work *z, const edr_layer *layer, const int64_t *lengths, int64_t rows, int64_t tokens, int projected)
+void edr_projected_layer(const edr_work *z, const edr_layer *layer, const int64_t *lengths, int64_t rows, int64_t tokens, const edr_seen *front,
+                         int64_t common)
 {
     const int64_t width = layer->attention_output.inputs;
-    if (!projected) edr_qkv(z, layer, 0, z->x, tokens, z->qkv);
-    edr_attention(z, layer, lengths, rows, z->qkv, 3 * width, z->qkv + width, z->qkv + 2 * width, 3 * width, 0, z->context);
+    const edr_seen seen = {z->qkv, z->qkv + width, z->qkv + 2 * width, 3 * width, 3 * width};
+    edr_attention(z, layer, lengths, rows, &seen, front, common, 0, z->context);
     edr_after_attention(z, layer, z->context, z->x, tokens, &z->wide);
+}
+
+void edr_whole_layer(const edr_work *z, const edr_layer *layer, const int64_t *lengths, int64_t rows, int64_t tokens)
+{
+    edr_qkv(z, layer, 0, z->x, tokens, z->qkv);
+    edr_projected_layer(z, layer, lengths, rows, tokens, NULL, 0);
 }
 
 /* ------------------------------------------------------------------------------------------------- features, head */

@@ -71,15 +71,27 @@ void edr_embed(const edr_work *z, int32_t id, int64_t type, int64_t position, fl
 /* What attention reads of x [rows, H], from column `first` of queries, keys and values on. Returns the columns. */
 int64_t edr_qkv(const edr_work *z, const edr_layer *layer, int64_t first, const float *x, int64_t rows, float *out);
 
-/* Attention of some rows of tokens: queries [.., S] by `q`, the first `each` of every row (0: all of them), over the row's own keys. */
-void edr_attention(const edr_work *z, const edr_layer *layer, const int64_t *lengths, int64_t rows, const float *q, int64_t ldq,
-                   const float *k, const float *v, int64_t ldk, int64_t each, float *out);
+/* Where tokens have what attention reads of them: one after the other, ldq and ldk apart. */
+typedef struct edr_seen {
+    const float *q, *k, *v;
+    int64_t ldq, ldk;
+} edr_seen;
+
+/* Attention of some rows of tokens over their own keys: of all tokens, or, with `one`, of one query a row, which stand in [rows, ldq] at q.
+ * All rows may begin with the same `common` tokens: these stand apart then, once, at `front`, and `seen` has the others only.
+ * out [tokens or rows, W]. */
+void edr_attention(const edr_work *z, const edr_layer *layer, const int64_t *lengths, int64_t rows, const edr_seen *seen, const edr_seen *front,
+                   int64_t common, int one, float *out);
 
 /* x [rows, H] becomes norm(x + W_o context), then norm(x + W_down gelu(W_up x)): a layer after its attention. */
 void edr_after_attention(const edr_work *z, const edr_layer *layer, const float *context, float *x, int64_t rows, const edr_operand *to);
 
-/* x [tokens, H] through a whole layer; `projected`: what attention reads of it lies in z->qkv already. */
-void edr_whole_layer(const edr_work *z, const edr_layer *layer, const int64_t *lengths, int64_t rows, int64_t tokens, int projected);
+/* x [tokens, H] through a whole layer. */
+void edr_whole_layer(const edr_work *z, const edr_layer *layer, const int64_t *lengths, int64_t rows, int64_t tokens);
+
+/* The same when what attention reads of x lies in z->qkv already, that of common tokens at `front`. */
+void edr_projected_layer(const edr_work *z, const edr_layer *layer, const int64_t *lengths, int64_t rows, int64_t tokens, const edr_seen *front,
+                         int64_t common);
 
 /* Hashed features of rows: `slots` ids and weights each. */
 typedef struct edr_slots {

@@ -75,7 +75,7 @@ const float *edr_read_query(const edr_model *m, const edr_ranking *in, int isa, 
     const int64_t r = in->query_size;
     z.w.k->begin();
     for (int64_t t = 0; t < r; t++) edr_embed(&z.w, in->query[t], m->mid.query_type, t, z.w.x + t * m->hidden);
-    for (int64_t i = 0; i < m->mid.query_layers; i++) edr_whole_layer(&z.w, &m->layer[i], &r, 1, r, 0);
+    for (int64_t i = 0; i < m->mid.query_layers; i++) edr_whole_layer(&z.w, &m->layer[i], &r, 1, r);
     memcpy(z.query_x, z.w.x, (size_t)(r * m->hidden) * sizeof(float));
     edr_qkv(&z.w, &m->layer[m->mid.query_layers], 0, z.w.x, r, z.query_qkv);
     z.w.k->end();
@@ -186,8 +186,9 @@ static void attend_states(const run *z, int64_t number, const asking *a, int64_t
         for (int64_t i = row; i < next; i++) {
             const float *q = a->q + (i - begin) * a->q_step, *k = a->k + (i - begin) * a->k_step, *v = a->v + (i - begin) * a->k_step;
             for (int64_t c = 0; c < width; c += s) {
+                const edr_asking asks = {q + c, a->ldq, a->each};
                 const edr_keys own = {k + c, v + c, a->ldk, r}, item = {kv + c, kv + width + c, 2 * width, lengths[i]};
-                z->w.k->attend(q + c, a->ldq, a->each, &own, &item, s, out + c, width, z->w.room);
+                z->w.k->attend(&asks, NULL, &own, &item, s, out + c, width, z->w.room);
             }
             kv += lengths[i] * 2 * width;
             out += a->each * width;

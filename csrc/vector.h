@@ -10,6 +10,7 @@
  *          them at every step, for the sake of what follows; that costs up to half of the speed.
  * TURN_BLOCK(from, ldf, to, ldt) writes the TURN x TURN floats at from on their side to `to`; ldf and ldt are row lengths.
  * EVEN(p), ODD(p)   the first, or the second, number of each of VW pairs of bfloat16. STORE_BF16 rounds, of two to the even one.
+ * BITS(p), MAX_S, MAX_U, MOST_S, MOST_U   where it pays: the bits of VW floats, and the larger, lane by lane or of all, of them as integers.
  * PICK(table, v)   where a set can: the floats of a table of 32 that the lowest five bits of v's lanes number.
  * FMA(a, b, c) is a * b + c: rounded once where the set has it, twice in plain C.
  */
@@ -47,6 +48,11 @@
 #undef ODD
 #undef ABS
 #undef PICK
+#undef BITS
+#undef MAX_S
+#undef MAX_U
+#undef MOST_S
+#undef MOST_U
 
 #if EDR_VECTOR == 1 /* ------------------------------------------------------------------------ plain C, one lane */
 
@@ -293,13 +299,13 @@ TARGET static inline void store_bf16_avx2(uint16_t *p, __m256 v)
 #define VW 16
 #if defined(EDR_BF16)
 #define FN(name) name##_avx512bf16
-#define TARGET __attribute__((target("avx512f,avx512vnni,avx512bf16")))
+#define TARGET __attribute__((target("avx512f,fma,avx512vnni,avx512bf16")))
 #elif defined(EDR_VNNI)
 #define FN(name) name##_vnni
-#define TARGET __attribute__((target("avx512f,avx512vnni")))
+#define TARGET __attribute__((target("avx512f,fma,avx512vnni")))
 #else
 #define FN(name) name##_avx512
-#define TARGET __attribute__((target("avx512f")))
+#define TARGET __attribute__((target("avx512f,fma")))
 #endif
 #define LOAD(p) _mm512_loadu_ps(p)
 #define STORE(p, v) _mm512_storeu_ps(p, v)
@@ -316,6 +322,11 @@ TARGET static inline void store_bf16_avx2(uint16_t *p, __m256 v)
 #define DIV(a, b) _mm512_div_ps(a, b)
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define ABS(v) _mm512_abs_ps(v)
+#define BITS(p) _mm512_loadu_si512(p)
+#define MAX_S(a, b) _mm512_max_epi32(a, b)
+#define MAX_U(a, b) _mm512_max_epu32(a, b)
+#define MOST_S(v) _mm512_reduce_max_epi32(v)
+#define MOST_U(v) (int32_t)_mm512_reduce_max_epu32(v)
 #define PICK(table, v) _mm512_permutex2var_ps(LOAD(table), _mm512_castps_si512(v), LOAD((table) + 16))
 #define MIN(a, b) _mm512_min_ps(a, b)
 #define MAX(a, b) _mm512_max_ps(a, b)

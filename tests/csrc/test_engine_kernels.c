@@ -64,11 +64,16 @@ static void test_companies(const edr_engine_kernels *k)
         float *x = make_room((size_t)size * 4), *y = make_room((size_t)size * 4), *weight = make_room((size_t)n * 8);
         float *scale = make_room((size_t)rows * 8), *least = make_room((size_t)rows * 8);
         uint8_t *u = make_room((size_t)size), *v = make_room((size_t)size);
-        for (int64_t i = 0; i < size; i++) x[i] = y[i] = uniform(&state, 3);
+        /* Of both signs, of one, and around both ends. */
+        static const float shifts[5] = {0, 5, -5, 3, -3};
+        for (int64_t i = 0; i < size; i++) x[i] = y[i] = uniform(&state, 3) + shifts[(i / n + round) % 5];
         for (int64_t i = 0; i < 2 * n; i++) weight[i] = uniform(&state, 1);
         k->quantise(x, rows, n, u, scale, least);
         for (int64_t r = 0; r < rows; r++) k->quantise(x + r * n, 1, n, v + r * n, scale + rows + r, least + rows + r);
         CHECK(memcmp(u, v, (size_t)size) == 0 && memcmp(scale, scale + rows, (size_t)rows * 4) == 0 && memcmp(least, least + rows, (size_t)rows * 4) == 0);
+        double off = 0;
+        for (int64_t i = 0; i < size; i++) off = fmax(off, fabs(((double)x[i] - least[i / n]) / scale[i / n] - u[i]));
+        CHECK(off < 0.5 + 1e-3);
         k->normalise(x, rows, n, weight);
         for (int64_t r = 0; r < rows; r++) k->normalise(y + r * n, 1, n, weight);
         CHECK(memcmp(x, y, (size_t)size * 4) == 0);
@@ -190,7 +195,9 @@ static void test_attention(const edr_engine_kernels *k)
         for (size_t i = 0; i < key / 4; i++) keys[i] = uniform(&state, 1), v[i] = uniform(&state, 1);
         for (size_t i = 0; i < rest / 4; i++) more_keys[i] = uniform(&state, 1), more_v[i] = uniform(&state, 1);
         const edr_keys first = {keys, v, ld, own}, second = {more_keys, more_v, s, t - own}, *more = round % 6 == 0 ? NULL : &second;
-        k->attend(q, ld, m, &first, more, s, out, ld, room);
+        const int64_t before = random_below(&state, m); /* of the queries so many are a list of their own */
+        const edr_asking some = {q, ld, before > 0 ? before : m}, other = {q + before * ld, ld, m - before}, *others = before > 0 ? &other : NULL;
+        k->attend(&some, others, &first, more, s, out, ld, room);
         double off = 0;
         for (int64_t r = 0; r < m; r++) {
             double p[40], sum = 0;
@@ -209,7 +216,7 @@ static void test_attention(const edr_engine_kernels *k)
         CHECK(off < 1e-5);
         const int64_t odd_key = random_below(&state, t), place = random_below(&state, s);
         *(odd_key < own ? keys + odd_key * ld + place : more_keys + (odd_key - own) * s + place) = round % 2 ? NAN : INFINITY;
-        k->attend(q, ld, m, &first, more, s, out, ld, room);
+        k->attend(&some, others, &first, more, s, out, ld, room);
         int odd = 1;
         for (int64_t r = 0; r < m; r++) odd &= isnan(out[r * ld]) && isnan(out[r * ld + s - 1]);
         CHECK(odd);

@@ -75,7 +75,8 @@ static void test_embeddings(int isa)
     close_bench(&b);
 }
 
-/* Three rows of 2, 8 and 1 tokens: projected by the layer or before it, and the last row alone, it is the same bits. */
+/* Three rows of 2, 8 and 1 tokens, which begin alike: projected by the layer or before it, what is common once or thrice, and the last row
+ * alone, it is the same bits. */
 static void test_layer(int weights, int isa)
 {
     bench b = open_bench(weights, isa);
@@ -85,15 +86,29 @@ static void test_layer(int weights, int isa)
     float *given = exact_room((size_t)size), *once = exact_room((size_t)size);
     uint64_t state = 5;
     for (int i = 0; i < TOKENS * HIDDEN; i++) given[i] = random_float(&state, -2, 2);
+    memcpy(given + 2 * HIDDEN, given, HIDDEN * 4);
+    memcpy(given + 10 * HIDDEN, given, HIDDEN * 4);
     memcpy(b.z.x, given, (size_t)size);
-    edr_whole_layer(&b.z, layer, lengths, 3, TOKENS, 0);
+    edr_whole_layer(&b.z, layer, lengths, 3, TOKENS);
     memcpy(once, b.z.x, (size_t)size);
     memcpy(b.z.x, given, (size_t)size);
     CHECK(edr_qkv(&b.z, layer, 0, b.z.x, TOKENS, b.z.qkv) == layer->qkv.outputs);
-    edr_whole_layer(&b.z, layer, lengths, 3, TOKENS, 1);
+    edr_projected_layer(&b.z, layer, lengths, 3, TOKENS, NULL, 0);
     CHECK(memcmp(once, b.z.x, (size_t)size) == 0);
+    const int64_t width = layer->attention_output.inputs;
+    float *own = exact_room(8 * HIDDEN * 4), *common = exact_room((size_t)layer->qkv.outputs * 4);
+    memcpy(own, given + HIDDEN, HIDDEN * 4);
+    memcpy(own + HIDDEN, given + 3 * HIDDEN, 7 * HIDDEN * 4);
+    (void)edr_qkv(&b.z, layer, 0, given, 1, common);
+    (void)edr_qkv(&b.z, layer, 0, own, 8, b.z.qkv);
+    memcpy(b.z.x, given, (size_t)size);
+    const edr_seen front = {common, common + width, common + 2 * width, 3 * width, 3 * width};
+    edr_projected_layer(&b.z, layer, lengths, 3, TOKENS, &front, 1);
+    CHECK(memcmp(once, b.z.x, (size_t)size) == 0);
+    free(own);
+    free(common);
     memcpy(b.z.x, given + (TOKENS - 1) * HIDDEN, HIDDEN * 4);
-    edr_whole_layer(&b.z, layer, lengths + 2, 1, 1, 0);
+    edr_whole_layer(&b.z, layer, lengths + 2, 1, 1);
     CHECK(memcmp(once + (TOKENS - 1) * HIDDEN, b.z.x, HIDDEN * 4) == 0);
     CHECK(memcmp(once, given, (size_t)size) != 0);
     free(given);
