@@ -18,12 +18,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from threading import Thread
 from typing import IO, Any
 
 from .errors import BundleError
-from .manifest import MANIFEST, MAX_FILE_BYTES, FileEntry, Manifest, content_id, is_plain_name, json_object, parse_json
+from .manifest import COMPILED_TOKENIZER, MANIFEST, MAX_FILE_BYTES, FileEntry, Manifest, content_id, is_plain_name, json_object, parse_json
 
 __all__ = [
+    "BundleReader",
     "FileEntry",
     "Manifest",
     "check_target",
@@ -39,6 +41,10 @@ __all__ = [
 
 _MAX_MANIFEST_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
+_KEPT_BYTES = 1 << 20
+"""A file of a bundle that is being verified is kept for those who read it next, if it is no larger."""
+_MAPPED = ("tokenizer.json", COMPILED_TOKENIZER)
+"""Files that a ranker keeps mapped while it serves: the tokenizers library may want the first later, the second is used as it lies."""
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -89,41 +95,99 @@ def bundle_files(path: str | os.PathLike[str]) -> dict[str, bytes]:
     return {name: read_file(root, manifest, name) for name in manifest.files} | {MANIFEST: (root / MANIFEST).read_bytes()}
 
 
-def verify_bundle(path: str | os.PathLike[str], *, but: str | None = None) -> Manifest:
-    """Check the whole bundle: every size and hash, no file too many, and that ``content_id`` is that of the files.
+class BundleReader:
+    """A bundle that is being opened: each file is read, verified and decoded once, whoever asks for it.
 
-    Parameters
+    What it gives is shared between those who ask: nobody may change it. Not for several threads, but for the one that `begin` starts.
+
+    Attributes
     ----------
-    but : a large file whose hash the caller has checked when he opens it, by `read_file` or `map_file`: not here as well.
+    root, manifest : the folder, and its manifest, checked.
+
+    Raises
+    ------
+    BundleError : the manifest is missing or wrong; or, of any method, a file is.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.root = Path(path)
+        self.manifest = read_manifest(self.root)
+        self._mapped: dict[str, mmap.mmap | bytes] = {}
+        self._read: dict[str, bytes] = {}
+        self._decoded: dict[str, Any] = {}
+        self._begun: dict[str, Thread] = {}
+
+    def begin(self, name: str) -> None:
+        """Start to map and hash a large file, on a thread of its own: `map` waits for it, and says what is wrong with it."""
+
+        def work() -> None:
+            with suppress(BundleError):
+                self._mapped[name] = map_file(self.root, self.manifest, name)
+
+        thread = Thread(target=work, name="edgerec-open", daemon=True)
+        with suppress(RuntimeError):  # the system has no thread: `map` does it all
+            thread.start()
+            self._begun[name] = thread
+
+    def map(self, name: str) -> mmap.mmap | bytes:
+        """As `map_file`."""
+        if (begun := self._begun.pop(name, None)) is not None:
+            begun.join()
+        if name not in self._mapped:
+            self._mapped[name] = map_file(self.root, self.manifest, name)
+        return self._mapped[name]
+
+    def read(self, name: str) -> bytes:
+        """As `read_file`."""
+        if name not in self._read:
+            self._read[name] = read_file(self.root, self.manifest, name)
+        return self._read[name]
+
+    def json(self, name: str) -> Any:
+        """As `read_json`."""
+        if name not in self._decoded:
+            self._decoded[name] = parse_json(self.read(name), f"{self.root}: {name}")
+        return self._decoded[name]
+
+    def verify(self, *, but: str | None = None) -> None:
+        """Check all that `verify_bundle` checks, but the hash of the file `but`, which the caller maps or reads, and so checks, later."""
+        root, manifest = self.root, self.manifest
+        try:
+            present = sorted(entry.name for entry in os.scandir(root))
+        except OSError as error:
+            raise BundleError(f"{root}: cannot be listed: {error}") from error
+        unlisted = [name for name in present if name != MANIFEST and name not in manifest.files]
+        if unlisted:
+            raise BundleError(
+                f"{root}: {unlisted[0]!r:.80} is not listed in {MANIFEST}; a bundle holds nothing else, remove it or build again"
+            )
+        for name, entry in manifest.files.items():
+            if name == but:
+                continue
+            if name in _MAPPED:
+                self.map(name)
+            elif entry.bytes <= _KEPT_BYTES:
+                self.read(name)
+            else:
+                _hash_file(root, name, entry)
+        model = json_object(self.json("model.json"), f"{root}: model.json")
+        found = content_id(self.map("tokenizer.json"), self.json("features.json"), model.get("text"), model.get("states"))
+        if found != manifest.content_id:
+            raise BundleError(
+                f"{root}: content_id is {manifest.content_id[:12]}..., its files give {found[:12]}...; build the bundle again"
+            )
+
+
+def verify_bundle(path: str | os.PathLike[str]) -> Manifest:
+    """Check the whole bundle: every size and hash, no file too many, and that ``content_id`` is that of the files.
 
     Raises
     ------
     BundleError : says which file is wrong and how.
     """
-    root = Path(path)
-    manifest = read_manifest(root)
-    try:
-        present = sorted(entry.name for entry in os.scandir(root))
-    except OSError as error:
-        raise BundleError(f"{root}: cannot be listed: {error}") from error
-    unlisted = [name for name in present if name != MANIFEST and name not in manifest.files]
-    if unlisted:
-        raise BundleError(f"{root}: {unlisted[0]!r:.80} is not listed in {MANIFEST}; a bundle holds nothing else, remove it or build again")
-    for name, entry in manifest.files.items():
-        if name == but:
-            continue
-        digest = hashlib.sha256()
-        with _open(root, name, exact_bytes=entry.bytes) as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        _compare(root, name, entry, digest.hexdigest())
-    model = json_object(read_json(root, manifest, "model.json"), f"{root}: model.json")
-    found = content_id(
-        read_file(root, manifest, "tokenizer.json"), read_json(root, manifest, "features.json"), model.get("text"), model.get("states")
-    )
-    if found != manifest.content_id:
-        raise BundleError(f"{root}: content_id is {manifest.content_id[:12]}..., its files give {found[:12]}...; build the bundle again")
-    return manifest
+    files = BundleReader(path)
+    files.verify()
+    return files.manifest
 
 
 def write_bundle(
@@ -234,6 +298,14 @@ def _refuse(descriptor: int, root: Path, name: str) -> IO[bytes]:
 def _read(root: Path, name: str, *, exact_bytes: int | None = None, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     with _open(root, name, exact_bytes=exact_bytes, max_bytes=max_bytes) as stream:
         return stream.read(max_bytes if exact_bytes is None else exact_bytes)
+
+
+def _hash_file(root: Path, name: str, entry: FileEntry) -> None:
+    digest = hashlib.sha256()
+    with _open(root, name, exact_bytes=entry.bytes) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    _compare(root, name, entry, digest.hexdigest())
 
 
 def _compare(root: Path, name: str, entry: FileEntry, found: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .bundle import map_file, read_file, read_json, read_manifest
+from .bundle import BundleReader
 from .catalog_columns import TOMBSTONES, VECTORS, Columns
 from .catalog_info import ID_SEED, CatalogInfo
 from .errors import BundleError, InputError
@@ -51,15 +51,14 @@ class ItemEncoder:
 
     def __init__(self, bundle: str | os.PathLike[str], *, threads: int | None = None) -> None:
         self._root, self._threads = Path(bundle), threads
-        manifest = read_manifest(self._root)
-        model = read_json(self._root, manifest, "model.json")
-        features = read_json(self._root, manifest, "features.json")
-        tokenizer = map_file(self._root, manifest, "tokenizer.json")
-        compiled = map_file(self._root, manifest, COMPILED_TOKENIZER) if COMPILED_TOKENIZER in manifest.files else None
+        files = BundleReader(self._root)
+        manifest, model, features = files.manifest, files.json("model.json"), files.json("features.json")
+        tokenizer = files.map("tokenizer.json")
+        compiled = files.map(COMPILED_TOKENIZER) if COMPILED_TOKENIZER in manifest.files else None
         self.content_id, self.model_version = manifest.content_id, manifest.model_version
         self.states = StateSpec.from_model(model, f"{self._root}: model.json")
         what = f"{self._root}: "
-        self.vectors, self._head = head_of_model(model, self.states, lambda name: read_file(self._root, manifest, name), what)
+        self.vectors, self._head = head_of_model(model, self.states, files.read, what)
         text = TextSpec.from_json(model.get("text"))
         self._text = TextEncoder(self._root / "tokenizer.json", text, compiled=compiled, content=tokenizer)
         self._features = FeatureEncoder(FeatureSpec.from_json(features)) if features is not None else None

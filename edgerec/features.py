@@ -248,7 +248,8 @@ def check_golden(spec: FeatureSpec) -> None:
             item = item_from_record({"_id": example["item"]["id"], **example["item"]}, f"golden example {number}")
             user = UserProfile(**example["user"]) if example.get("user") else None
             ids, weights = _encode_one(encoder, example["query"], item, user)
-            same = ids == example["ids"] and np.allclose(weights, np.array(example["weights"], np.float32), rtol=1e-6, atol=0)
+            wanted = np.array(example["weights"], np.float32)
+            same = ids == example["ids"] and bool((np.abs(weights - wanted) <= 1e-6 * np.abs(wanted)).all())
         except (InputError, KeyError, TypeError, ValueError) as e:
             raise FeatureError(f"golden example {number} of the feature spec cannot be read: {e}") from e
         if not same:

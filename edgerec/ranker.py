@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .bundle import content_id, map_file, read_file, read_json, read_manifest, verify_bundle
+from .bundle import BundleReader, content_id
 from .catalog import Catalog
 from .engine import Engine, MidEngine, QueryEngine, RaggedEngine, RaggedMidEngine, open_engine
 from .engine.machine import usable_cores
@@ -123,12 +122,14 @@ class Ranker:
         EngineError : the engine cannot be loaded on this machine.
         """
         check_limit(inline_cache_bytes)  # of any kind of student, and before anything is opened
-        root = Path(bundle)
-        manifest = read_manifest(root)
+        files = BundleReader(bundle)
+        root, manifest = files.root, files.manifest
+        mapped = manifest.engine_file if manifest.backend == "native" else None
+        if mapped:
+            files.begin(mapped)  # its hash takes as long as all that is read before the engine
         if verify:
-            # The native engine has the hash of its file checked as it is opened, by `map_file`.
-            manifest = verify_bundle(root, but=manifest.engine_file if manifest.backend == "native" else None)
-        model, spec = read_json(root, manifest, "model.json"), read_json(root, manifest, "features.json")
+            files.verify(but=mapped)
+        model, spec = files.json("model.json"), files.json("features.json")
         try:
             text_spec = TextSpec.from_json(model["text"])
         except (InputError, KeyError, TypeError) as e:
@@ -139,8 +140,8 @@ class Ranker:
             check_golden(feature_spec)
             features = FeatureEncoder(feature_spec)
         opened = catalog if isinstance(catalog, Catalog) or catalog is None else Catalog.open(catalog)
-        tokenizer = map_file(root, manifest, "tokenizer.json")
-        compiled = map_file(root, manifest, COMPILED_TOKENIZER) if COMPILED_TOKENIZER in manifest.files else None
+        tokenizer = files.map("tokenizer.json")
+        compiled = files.map(COMPILED_TOKENIZER) if COMPILED_TOKENIZER in manifest.files else None
         states = StateSpec.from_model(model, f"{root}: model.json")
         needed = manifest.content_id
         if opened is not None and opened.info.states and states is None:  # a mid-fusion student's has all a cross student reads, and more
@@ -154,13 +155,13 @@ class Ranker:
             raise BundleError(f"the catalogue keeps the item states {opened.info.states}, not those of {root}; build it again")
         if opened is not None and opened.info.fields != (features.item_fields if features else ()):
             raise BundleError(f"the catalogue has columns for the fields {opened.info.fields}, not for those of {root}; build it again")
-        vectors, head = head_of_model(model, states, lambda name: read_file(root, manifest, name), f"{root}: ")
+        vectors, head = head_of_model(model, states, files.read, f"{root}: ")
         if opened is not None and vectors is not None and opened.info.vectors not in (None, vectors):
             raise BundleError(f"the catalogue has the vectors of another retrieval head than {root}; build the catalogue again")
         # Several batches at once on one thread each: ONNX Runtime's own threads wait for each other at every operator.
         lanes, threads = (threads or usable_cores(), 1) if manifest.backend == "ort" else (1, threads)
         text = TextEncoder(root / "tokenizer.json", text_spec, compiled=compiled, content=tokenizer)
-        engine = open_engine(root, threads=threads)
+        engine = open_engine(files, threads=threads)
         return cls(manifest, text, features, engine, opened, lanes, inline_cache_bytes, head)
 
     def rank(

@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgerec.bundle import check_target, content_id, describe, read_file, read_json, read_manifest, verify_bundle, write_bundle
+from edgerec.bundle import (
+    BundleReader,
+    check_target,
+    content_id,
+    describe,
+    read_file,
+    read_json,
+    read_manifest,
+    verify_bundle,
+    write_bundle,
+)
 from edgerec.errors import BundleError
 from edgerec.manifest import Manifest, parse_json
 
@@ -249,3 +259,26 @@ def test_any_byte_of_the_manifest_changed_gives_a_manifest_or_a_bundle_error(
     except BundleError:
         pass
     shutil.rmtree(folder.parent)
+
+
+def test_a_reader_reads_and_decodes_a_file_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = BundleReader(bundle)
+    reader.verify()
+    monkeypatch.setattr("edgerec.bundle._open", None)  # from here on no file is opened
+    assert reader.json("model.json") is reader.json("model.json")
+    assert reader.read("features.json") is reader.read("features.json")
+    assert bytes(reader.map("tokenizer.json")) == (bundle / "tokenizer.json").read_bytes()
+
+
+def test_a_file_begun_on_a_thread_is_waited_for_and_refused_as_ever(bundle: Path) -> None:
+    reader = BundleReader(bundle)
+    reader.begin("engine.onnx")
+    assert bytes(reader.map("engine.onnx")) == (bundle / "engine.onnx").read_bytes()
+    (bundle / "engine.onnx").write_bytes(b"damaged")
+    reader = BundleReader(bundle)
+    reader.begin("engine.onnx")
+    with pytest.raises(BundleError, match=r"engine\.onnx has 7 bytes"):
+        reader.map("engine.onnx")
+    reader.begin("absent.bin")
+    with pytest.raises(BundleError, match=r"absent\.bin is not listed"):
+        reader.map("absent.bin")

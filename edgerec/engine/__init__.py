@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import Manifest, read_json, read_manifest
+from ..bundle import BundleReader
 from ..errors import BundleError, EngineError
 from ..states import ItemStates, StateSpec
 from ..types import Batch, RaggedBatch, RaggedStateBatch, StateBatch
@@ -167,7 +166,12 @@ class Limits:
 
 
 def open_engine(
-    bundle: str | os.PathLike[str], *, threads: int | None = None, spinning: bool = False, probe: bool = True, fallback: bool = True
+    bundle: str | os.PathLike[str] | BundleReader,
+    *,
+    threads: int | None = None,
+    spinning: bool = False,
+    probe: bool = True,
+    fallback: bool = True,
 ) -> Engine:
     """Load the engine of a bundle, verified.
 
@@ -176,7 +180,7 @@ def open_engine(
 
     Parameters
     ----------
-    bundle : the bundle's folder.
+    bundle : the bundle's folder, or its reader, where the caller has one.
     threads : threads inside one run; default: the cores this process may use.
     spinning : for ``ort``, let idle worker threads spin. Off, so that the host process keeps its cores; docs/build.md has the cost.
     probe : score the probe rows.
@@ -188,27 +192,26 @@ def open_engine(
     BundleError : the bundle is damaged or was changed.
     EngineError : the backend is not available here, refuses the engine, or does not reproduce the probe.
     """
-    root = Path(bundle)
-    manifest = read_manifest(root)
-    engine = _load(root, manifest, threads=threads, spinning=spinning, fallback=fallback)
+    files = bundle if isinstance(bundle, BundleReader) else BundleReader(bundle)
+    engine = _load(files, threads=threads, spinning=spinning, fallback=fallback)
     if probe:
         from .probe import check_probe
 
         try:
-            check_probe(engine, root, manifest)
+            check_probe(engine, files)
         except BaseException:
             engine.close()
             raise
     return engine
 
 
-def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool, fallback: bool) -> Engine:
+def _load(files: BundleReader, *, threads: int | None, spinning: bool, fallback: bool) -> Engine:
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise EngineError(f"threads is {threads!r}, expected a positive integer or None")
-    model = read_json(root, manifest, "model.json")
+    root, manifest, model = files.root, files.manifest, files.json("model.json")
     limits = Limits.from_model(model, f"{root}: model.json")
     if StateSpec.from_model(model, f"{root}: model.json") is not None:
-        return _load_mid(root, manifest, model, limits, threads=threads, spinning=spinning, fallback=fallback)
+        return _load_mid(files, limits, threads=threads, spinning=spinning, fallback=fallback)
     if manifest.backend == "ort":
         from .ort import OrtEngine
 
@@ -216,7 +219,7 @@ def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool
     if manifest.backend == "native":
         from .native import NativeEngine
 
-        return NativeEngine(root, manifest, limits, threads=threads)
+        return NativeEngine(root, manifest, limits, threads=threads, files=files)
     if manifest.backend == "tensorrt":
         from .trt import open_tensorrt
 
@@ -228,9 +231,8 @@ def _load(root: Path, manifest: Manifest, *, threads: int | None, spinning: bool
     raise EngineError(f"{root}: this edgerec has no engine for backend {manifest.backend!r}; build the bundle for ort, native or reference")
 
 
-def _load_mid(
-    root: Path, manifest: Manifest, model: Mapping[str, Any], limits: Limits, *, threads: int | None, spinning: bool, fallback: bool
-) -> MidEngine:
+def _load_mid(files: BundleReader, limits: Limits, *, threads: int | None, spinning: bool, fallback: bool) -> MidEngine:
+    root, manifest, model = files.root, files.manifest, files.json("model.json")
     if manifest.backend == "ort":
         from .mid_ort import open_mid_ort
 
@@ -238,7 +240,7 @@ def _load_mid(
     if manifest.backend == "native":
         from .mid_native import MidNativeEngine
 
-        return MidNativeEngine(root, manifest, model, limits, threads=threads)
+        return MidNativeEngine(root, manifest, model, limits, threads=threads, files=files)
     if manifest.backend == "tensorrt":
         from .trt_mid import open_mid_tensorrt
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import Manifest
+from ..bundle import BundleReader, Manifest
 from ..errors import EngineError
 from ..states import PRECISIONS, ItemStates
 from ..types import RaggedStateBatch, StateBatch
@@ -33,6 +33,7 @@ class MidNativeEngine(MidRunner):
     model : the decoded ``model.json``.
     limits : what the student accepts.
     threads : threads that work on one call, the caller's included; None: the cores this process may use.
+    files : as of `NativeEngine`.
 
     Raises
     ------
@@ -40,8 +41,17 @@ class MidNativeEngine(MidRunner):
     EngineError : too many threads, for the engine or for the system.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, model: Mapping[str, Any], limits: Limits, *, threads: int | None = None) -> None:
-        self._file = EngineFile(root, manifest, limits, threads=threads)
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        model: Mapping[str, Any],
+        limits: Limits,
+        *,
+        threads: int | None = None,
+        files: BundleReader | None = None,
+    ) -> None:
+        self._file = EngineFile(root, manifest, limits, threads=threads, files=files)
         super().__init__(model, limits, None, self._rank, backend="native", precision=manifest.precision, close=self._file.close)
         encoder, spec, student = self._file.encoder(), self._spec, model["student"]
         if encoder.states != (spec.groups, spec.width, spec.precision):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core, _native
-from ..bundle import Manifest, map_file
+from ..bundle import BundleReader, Manifest, map_file
 from ..errors import BundleError, EngineError, InputError
 from ..segment import SectionFile
 from ..types import Batch, RaggedBatch
@@ -23,13 +23,13 @@ MAX_THREADS = 1024
 class EngineFile:
     """An ``engine.bin``, mapped, and its threads, for both kinds of student. Parameters and errors as of `NativeEngine`."""
 
-    def __init__(self, root: Path, manifest: Manifest, limits: Limits, *, threads: int | None) -> None:
+    def __init__(self, root: Path, manifest: Manifest, limits: Limits, *, threads: int | None, files: BundleReader | None = None) -> None:
         self.what = f"{root}: {manifest.engine_file}"
         count = threads or min(usable_cores(), MAX_THREADS)
         if count > MAX_THREADS:
             raise EngineError(f"threads is {threads}; the native engine takes at most {MAX_THREADS}")
         try:
-            data = map_file(root, manifest, manifest.engine_file)
+            data = files.map(manifest.engine_file) if files else map_file(root, manifest, manifest.engine_file)
         except BundleError as error:
             raise BundleError(f"{error}{_section_at_fault(root / manifest.engine_file)}") from error
         try:
@@ -98,6 +98,7 @@ class NativeEngine:
     root, manifest : the bundle; the engine file is verified against the manifest.
     limits : what the student accepts.
     threads : threads that work on one run, the caller's included; None: the cores this process may use.
+    files : of this bundle, where the caller has it: who may have begun to read the file.
 
     Raises
     ------
@@ -107,10 +108,12 @@ class NativeEngine:
 
     backend = "native"
 
-    def __init__(self, root: Path, manifest: Manifest, limits: Limits, *, threads: int | None = None) -> None:
+    def __init__(
+        self, root: Path, manifest: Manifest, limits: Limits, *, threads: int | None = None, files: BundleReader | None = None
+    ) -> None:
         self.precision = manifest.precision
         self._limits = limits
-        self._file = EngineFile(root, manifest, limits, threads=threads)
+        self._file = EngineFile(root, manifest, limits, threads=threads, files=files)
         if self._file.encoder().states is not None:
             raise self._file.other_student("item states")
 
