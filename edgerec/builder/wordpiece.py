@@ -96,7 +96,7 @@ def _sections(data: Mapping[str, Any], library: Tokenizer) -> dict[str, NDArray[
                 f"its added token {token.content!r} is matched in normalised text; added tokens with normalized=false are compiled"
             )
         added.append(token.content.encode())
-    points = ask_points(library)
+    points = ask_points(*(json.dumps(data[part], sort_keys=True) for part in ("normalizer", "pre_tokenizer")))
     firsts, continuing = _pieces(vocab, model["continuing_subword_prefix"], points)
     pieces = [text.encode() for text, _ in (*firsts, *continuing)]
     longest = max(map(len, pieces), default=0)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from .._wordpiece import Wordpiece
 from ..errors import BuildError
 
-RANDOM_TEXTS = 6000
+RANDOM_TEXTS = 4000
 _POINTS_IN_A_TEXT = 512
 _BATCH = 256
 _NO_LIMIT = (1 << 31) - 1

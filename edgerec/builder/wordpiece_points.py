@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +44,18 @@ class Points:
         return len(text) == 1 or self.splits.isdisjoint(text)
 
 
-def ask_points(library: Tokenizer) -> Points:
-    """Ask normalizer and pre-tokenizer about every code point. Raises BuildError: they do not take texts apart as expected."""
-    normalize = library.normalizer.normalize_str
+@lru_cache(maxsize=4)  # more than a million questions; many vocabularies share the answers
+def ask_points(normalizer: str, pre_tokenizer: str) -> Points:
+    """Ask the library about every code point, for a `BertNormalizer` and a `BertPreTokenizer` as a ``tokenizer.json`` has them, as JSON.
+
+    Raises
+    ------
+    BuildError : they do not take texts apart as expected.
+    """
+    model = {"type": "WordPiece", "unk_token": "u", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": {"u": 0}}
+    parts = {"normalizer": json.loads(normalizer), "pre_tokenizer": json.loads(pre_tokenizer), "model": model}
+    nothing = dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))
+    library = Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], **nothing, **parts}))
     codes = np.full(_POINTS, LETTER, np.uint32)
     runs: dict[bytes, int] = {}
     content = bytearray()
@@ -78,12 +89,8 @@ def ask_points(library: Tokenizer) -> Points:
             codes[ord(char)] = code
         # A mark that outlives the stripping of accents is put in order among its like: what it becomes depends on them.
         if marks is not None:
-            kept = [(char, text) for char, text in zip(chunk, became, strict=True) if text]
-            expected = "".join(f"{marks[1]}{text}{marks[0]}" for _, text in kept)
-            if normalize("".join(f"{marks[1]}{char}{marks[0]}" for char, _ in kept)) != expected:
-                for char, text in kept:
-                    if normalize(f"{marks[1]}{char}{marks[0]}") != f"{marks[1]}{text}{marks[0]}":
-                        codes[ord(char)] = ASK
+            for char in _disordered(library, *marks, [(char, text) for char, text in zip(chunk, became, strict=True) if text]):
+                codes[ord(char)] = ASK
     return Points(codes, bytes(content), frozenset(char for char, kind in kinds.items() if kind != char))
 
 
@@ -119,6 +126,18 @@ def _kinds(library: Tokenizer, chars: Sequence[str]) -> dict[str, str]:
         else:
             raise BuildError(f"the pre-tokenizer makes {texts} of {f'1{char}1'!r}")
     return kinds
+
+
+def _disordered(library: Tokenizer, low: str, high: str, kept: Sequence[tuple[str, str]]) -> list[str]:
+    """The characters, given with what they become alone, that become something else between a mark of a high and one of a low class."""
+    between = low + high
+    given, expected = (high + between.join(texts) + low for texts in ([char for char, _ in kept], [text for _, text in kept]))
+    if not kept or library.normalizer.normalize_str(given) == expected:
+        return []
+    if len(kept) == 1:
+        return [kept[0][0]]
+    half = len(kept) // 2
+    return _disordered(library, low, high, kept[:half]) + _disordered(library, low, high, kept[half:])
 
 
 def _marks(library: Tokenizer) -> tuple[str, str] | None:
