@@ -29,6 +29,7 @@ LONG = (
     "tests/training/test_prune.py",
     "tests/builder/test_trt.py",
     "tests/test_packaging.py",
+    "tests/test_wordpiece.py",
 )
 """Files that take longest, the longest first. One that is not here costs a little time at the end of a run, nothing else."""
 

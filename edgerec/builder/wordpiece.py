@@ -42,7 +42,7 @@ class CompiledTokenizer:
     reason: str
 
 
-@lru_cache(maxsize=4)  # seconds of work, and a process often builds one student in several precisions
+@lru_cache(maxsize=8)  # seconds of work, and a process often builds one student in several precisions
 def compile_tokenizer(tokenizer: bytes) -> CompiledTokenizer:
     """Compile the bytes of a ``tokenizer.json``, and compare the result with the library.
 
