@@ -32,6 +32,7 @@ from rivals import flashrank as flashrank_rival
 from rivals import sentence_transformers as sentence_transformers_rival
 from rivals.edgerec_bundle import Edgerec, EdgerecBundle
 from rivals.openvino import OpenVino
+from rivals.sentence_transformers_onnx import SentenceTransformersOnnx
 
 from edgerec.machine import describe_machine, installed_versions, utc_now
 from edgerec.metrics import kendall_tau
@@ -67,6 +68,7 @@ def main() -> None:
     }
     chosen = [rival for rival in CONTESTANTS if not options.only or rival.NAME in options.only]
     chosen += [EdgerecBundle(folder) for folder in options.bundle]
+    chosen += [SentenceTransformersOnnx(python) for python in options.onnx_python]
     requests = real_requests(options.data, options.split, options.candidates, options.seed)
     with work_folder(options.work) as work:
         weights = options.weights or stand_in(options.stand_in, work / f"stand-in-{options.stand_in.name}", options.seed)
@@ -114,6 +116,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", metavar="NAME", help=f"repeatable; of: {', '.join(rival.NAME for rival in CONTESTANTS)}")
     parser.add_argument(
         "--bundle", type=Path, action="append", default=[], help="a bundle of other weights, to be timed beside; repeatable"
+    )
+    parser.add_argument(
+        "--onnx-python",
+        type=Path,
+        action="append",
+        default=[],
+        help="the interpreter of an environment with sentence-transformers[onnx], to be timed beside",
     )
     parser.add_argument("--work", type=Path, help="keep what was prepared here, and use it again next time")
     parser.add_argument("--out", type=Path, help="JSON result, e.g. benchmarks/results/rank.json")
@@ -205,7 +214,7 @@ def summary(rival: Rival, baseline: str, rounds: dict[str, list[list[float]]], a
     return {
         "name": rival.NAME,
         "package": rival.PACKAGE,
-        "version": installed_versions([rival.PACKAGE]).get(rival.PACKAGE, "unknown"),
+        "version": getattr(rival, "VERSION", "") or installed_versions([rival.PACKAGE]).get(rival.PACKAGE, "unknown"),
         "p50_ms": round(float(p50), 3),
         "p99_ms": round(float(p99), 3),
         "ratio": round(statistics.median(ratios), 3),
