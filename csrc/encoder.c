@@ -47,9 +47,9 @@ int64_t edr_score_room(const edr_model *model)
 /* x of the tokens from .. to - 1 of a row; returns where the next token's goes. */
 static float *embed(const run *z, int64_t row, int64_t from, int64_t to, float *out)
 {
-    const int32_t *ids = z->in->ids + z->in->starts[row], *types = z->in->types + z->in->starts[row];
-    for (int64_t t = from; t < to; t++, out += z->w.m->hidden) edr_embed(&z->w, ids[t], types[t], t, out);
-    return out;
+    const int64_t first = z->in->starts[row] + from;
+    edr_embed(&z->w, z->in->ids + first, z->in->types + first, 0, from, to - from, out);
+    return out + (to - from) * z->w.m->hidden;
 }
 
 /* What attention reads of x [rows, H]: queries, keys and values, or in the last layer keys and values alone. Returns the columns. */

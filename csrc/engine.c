@@ -4,9 +4,9 @@
 #include "layers.h"
 
 /* Fewer tokens than this are not worth waking a thread for. */
-#define LEAST_TOKENS 96
+#define LEAST_TOKENS 32
 /* About so many are a task of a large call, so that the threads end at about the same time; there are as many tasks for each thread. */
-#define MOST_TOKENS 4096
+#define MOST_TOKENS 1536
 #define MAX_TASKS 256
 
 /* What all three calls have in common: where their threads work, and who does which rows. */
@@ -65,8 +65,8 @@ static void share_out(shared *s, edr_pool *pool, int64_t workers, const int64_t 
     for (int64_t row = 0; row < rows; row++) tokens += lengths[row];
     /* Two tasks a thread: the second evens out what a busy machine, or long rows, did to the first. */
     const int64_t threads = workers + 1, rounds = edr_larger(2, (tokens + MOST_TOKENS * threads - 1) / (MOST_TOKENS * threads));
-    int64_t tasks = edr_larger(1, tokens / LEAST_TOKENS);
-    tasks = tasks < rounds * threads ? tasks : rounds * threads;
+    int64_t tasks = tokens / LEAST_TOKENS;
+    tasks = tasks >= rounds * threads ? rounds * threads : tasks >= threads ? threads : edr_larger(1, tasks);
     edr_pool_run(pool, cut(lengths, rows, extra, tokens, tasks < MAX_TASKS ? tasks : MAX_TASKS, s->bounds), task, s);
 }
 

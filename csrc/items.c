@@ -85,8 +85,8 @@ static void encode_block(const run *z, int64_t begin, int64_t end, int64_t token
     const edr_mid *mid = &m->mid;
     float *x = z->w.x;
     for (int64_t row = begin; row < end; row++) {
-        const int32_t *ids = z->in->ids + z->in->starts[row];
-        for (int64_t t = 0; t < z->in->lengths[row]; t++, x += m->hidden) edr_embed(&z->w, ids[t], mid->item_type, mid->item_start + t, x);
+        edr_embed(&z->w, z->in->ids + z->in->starts[row], NULL, mid->item_type, mid->item_start, z->in->lengths[row], x);
+        x += z->in->lengths[row] * m->hidden;
     }
     int64_t layer = 0;
     for (int64_t group = 0; group < mid->groups; group++) {

@@ -65,7 +65,7 @@ TARGET static ALWAYS_INLINE void FN(tile_f32)(const edr_linear *w, int64_t panel
     for (int64_t i = 0; i < k; i++, b += EDR_PANEL) {
         UNROLL for (int c = 0; c < PARTS; c++) part[c] = LOAD(b + c * VW);
         UNROLL for (int r = 0; r < rows; r++) {
-            const VF one = SET1(x[r * k + i]);
+            const VF one = SPREAD(x + r * k + i);
             UNROLL for (int c = 0; c < PARTS; c++) sum[r][c] = FMA(one, part[c], sum[r][c]);
         }
     }

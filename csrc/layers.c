@@ -58,14 +58,17 @@ void edr_product(const edr_work *z, const edr_linear *w, int64_t first, int64_t 
 
 /* ----------------------------------------------------------------------------------------------------------- layers */
 
-void edr_embed(const edr_work *z, int32_t id, int64_t type, int64_t position, float *out)
+void edr_embed(const edr_work *z, const int32_t *ids, const int32_t *types, int64_t type, int64_t position, int64_t tokens, float *out)
 {
     const edr_model *m = z->m;
     const int64_t h = m->hidden;
     const int bytes = edr_number_bytes(m);
-    const void *word = (const uint8_t *)m->word + (int64_t)id * h * bytes;
-    z->k->embed(word, bytes, m->int8 ? m->word_scale[id] : 1.0f, m->position + position * h, m->type + type * h, h, out);
-    z->k->normalise(out, 1, h, m->embedding_norm);
+    for (int64_t t = 0; t < tokens; t++) {
+        const void *word = (const uint8_t *)m->word + (int64_t)ids[t] * h * bytes;
+        const float *kind = m->type + (types != NULL ? types[t] : type) * h;
+        z->k->embed(word, bytes, m->int8 ? m->word_scale[ids[t]] : 1.0f, m->position + (position + t) * h, kind, h, out + t * h);
+    }
+    z->k->normalise(out, tokens, h, m->embedding_norm);
 }
 
 int64_t edr_qkv(const edr_work *z, const edr_layer *layer, int64_t first, const float *x, int64_t rows, float *out)

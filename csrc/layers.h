@@ -65,8 +65,8 @@ edr_rows edr_left_side(const edr_work *z, const float *x, int64_t n, int64_t row
  * between the kernels' begin and end. */
 void edr_product(const edr_work *z, const edr_linear *w, int64_t first, int64_t outputs, const edr_rows *x, int64_t rows, float *out, int then);
 
-/* x [H] of a token. */
-void edr_embed(const edr_work *z, int32_t id, int64_t type, int64_t position, float *out);
+/* x [tokens, H] of tokens that stand at `position` and behind it; `types` NULL: all have `type`. */
+void edr_embed(const edr_work *z, const int32_t *ids, const int32_t *types, int64_t type, int64_t position, int64_t tokens, float *out);
 
 /* What attention reads of x [rows, H], from column `first` of queries, keys and values on. Returns the columns. */
 int64_t edr_qkv(const edr_work *z, const edr_layer *layer, int64_t first, const float *x, int64_t rows, float *out);

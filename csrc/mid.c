@@ -74,7 +74,7 @@ const float *edr_read_query(const edr_model *m, const edr_ranking *in, int isa, 
     (void)lay_out(m, room, &z);
     const int64_t r = in->query_size;
     z.w.k->begin();
-    for (int64_t t = 0; t < r; t++) edr_embed(&z.w, in->query[t], m->mid.query_type, t, z.w.x + t * m->hidden);
+    edr_embed(&z.w, in->query, NULL, m->mid.query_type, 0, r, z.w.x);
     for (int64_t i = 0; i < m->mid.query_layers; i++) edr_whole_layer(&z.w, &m->layer[i], &r, 1, r);
     memcpy(z.query_x, z.w.x, (size_t)(r * m->hidden) * sizeof(float));
     edr_qkv(&z.w, &m->layer[m->mid.query_layers], 0, z.w.x, r, z.query_qkv);

@@ -10,6 +10,7 @@
  *          them at every step, for the sake of what follows; that costs up to half of the speed.
  * TURN_BLOCK(from, ldf, to, ldt) writes the TURN x TURN floats at from on their side to `to`; ldf and ldt are row lengths.
  * EVEN(p), ODD(p)   the first, or the second, number of each of VW pairs of bfloat16. STORE_BF16 rounds, of two to the even one.
+ * SPREAD(p) is SET1 of the float at p. As an integer it costs the units that multiply nothing (AMD, Zen 4).
  * BITS(p), MAX_S, MAX_U, MOST_S, MOST_U   where it pays: the bits of VW floats, and the larger, lane by lane or of all, of them as integers.
  * PICK(table, v)   where a set can: the floats of a table of 32 that the lowest five bits of v's lanes number.
  * FMA(a, b, c) is a * b + c: rounded once where the set has it, twice in plain C.
@@ -27,6 +28,7 @@
 #undef TURN
 #undef TURN_BLOCK
 #undef SET1
+#undef SPREAD
 #undef PIN
 #undef ADD
 #undef SUB
@@ -69,6 +71,7 @@
 #define TURN 1
 #define TURN_BLOCK(from, ldf, to, ldt) ((void)(ldf), (void)(ldt), *(to) = *(from))
 #define SET1(x) (x)
+#define SPREAD(p) SET1(*(p))
 #define PIN(v) ((void)(v))
 #define ADD(a, b) ((a) + (b))
 #define SUB(a, b) ((a) - (b))
@@ -136,6 +139,7 @@ static inline uint16_t bf16_scalar(float x)
 #define TURN 4
 #define TURN_BLOCK(from, ldf, to, ldt) turn_neon(from, ldf, to, ldt)
 #define SET1(x) vdupq_n_f32(x)
+#define SPREAD(p) SET1(*(p))
 #define PIN(v) __asm__("" : "+w"(v))
 #define ADD(a, b) vaddq_f32(a, b)
 #define SUB(a, b) vsubq_f32(a, b)
@@ -224,6 +228,7 @@ static inline void store_bf16_neon(uint16_t *p, float32x4_t v)
 #define TURN 8
 #define TURN_BLOCK(from, ldf, to, ldt) turn_avx2(from, ldf, to, ldt)
 #define SET1(x) _mm256_set1_ps(x)
+#define SPREAD(p) SET1(*(p))
 #define PIN(v) __asm__("" : "+x"(v))
 #define ADD(a, b) _mm256_add_ps(a, b)
 #define SUB(a, b) _mm256_sub_ps(a, b)
@@ -315,6 +320,7 @@ TARGET static inline void store_bf16_avx2(uint16_t *p, __m256 v)
 #define TURN 8
 #define TURN_BLOCK(from, ldf, to, ldt) turn_avx2(from, ldf, to, ldt)
 #define SET1(x) _mm512_set1_ps(x)
+#define SPREAD(p) spread_avx512(p)
 #define PIN(v) __asm__("" : "+v"(v))
 #define ADD(a, b) _mm512_add_ps(a, b)
 #define SUB(a, b) _mm512_sub_ps(a, b)
@@ -347,6 +353,12 @@ TARGET static inline void store_bf16_avx2(uint16_t *p, __m256 v)
 #endif
 
 #ifndef EDR_VNNI /* once for all three */
+TARGET static inline __m512 spread_avx512(const float *p)
+{
+    int32_t bits;
+    memcpy(&bits, p, 4);
+    return _mm512_castsi512_ps(_mm512_set1_epi32(bits));
+}
 TARGET static inline void store_bf16_avx512(uint16_t *p, __m512 v)
 {
     const __m512i bits = _mm512_castps_si512(v), even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

@@ -38,7 +38,7 @@ def model_version(export: Export, engine: Mapping[str, bytes], precision: str) -
 
 
 def probe(engine: Engine, export: Export) -> bytes:
-    """``probe.npz``: 8 calibration rows as one batch, and the logits this machine gives for it."""
+    """``probe.npz``: 4 calibration rows as one batch, and the logits this machine gives for it."""
     batch = take(export.calibration.batch, probe_rows(export.calibration.batch.size))
     return npz(
         {

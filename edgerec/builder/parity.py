@@ -26,7 +26,7 @@ GATES = {"ndcg_drop": (0.0, 1.0), "tau": (-1.0, 1.0), "nan_count": (0, math.inf)
 STEP = 0.02
 """What int8 states that are rounded another way may do to a logit; 0.002 was seen of a trained student of six layers."""
 _ROWS = 32
-_PROBE_ROWS = 8
+_PROBE_ROWS = 4
 # Logits closer than this share of their spread are the same but for rounding: twins in the sample would swap freely.
 _SAME = 1e-4
 Floats = NDArray[np.float32]

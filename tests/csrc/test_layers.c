@@ -63,7 +63,8 @@ static void test_embeddings(int isa)
             mean += sum[i] / HIDDEN;
         }
         for (int i = 0; i < HIDDEN; i++) variance += (sum[i] - mean) * (sum[i] - mean) / HIDDEN;
-        edr_embed(&b.z, id, type, position, out);
+        const int32_t kind = (int32_t)type;
+        edr_embed(&b.z, &id, id % 2 ? &kind : NULL, id % 2 ? 0 : type, position, 1, out);
         double off = 0;
         for (int i = 0; i < HIDDEN; i++) {
             const double expected = (sum[i] - mean) / sqrt(variance + 1e-12) * (double)m->embedding_norm[i] + (double)m->embedding_norm[HIDDEN + i];
