@@ -3,12 +3,18 @@
  *
  * A run is a job on the caller's stack, put in a list. Workers take the next task of the first job that has one; the
  * caller takes tasks of its own job alone, then waits until the last of them is done: awake for a fifth of a millisecond,
- * then asleep. A caller that slept at the end of every run would be woken by a worker, mostly on that worker's core, and
- * find itself sharing it: Linux parts them again only some ten milliseconds later. One lock guards it all: a task is a few
- * hundred microseconds of products, taking one is some ten nanoseconds.
+ * then asleep. One lock guards it all: a task is a few hundred microseconds of products, taking one is some ten nanoseconds.
+ *
+ * Where Linux puts a worker that wakes up on the caller's own core, it waits there until the caller has done all the work
+ * alone, and Linux parts the two only some ten milliseconds later: a caller that sleeps between its calls may never see two
+ * cores. So the workers of a small pool may run on any core of the caller's but the one that it is on.
  */
 #define _POSIX_C_SOURCE 200809L
 #define _DARWIN_C_SOURCE /* for CLOCK_UPTIME_RAW */
+#ifdef __linux__
+#define _GNU_SOURCE /* for the sets of CPUs */
+#include <sched.h>
+#endif
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -40,6 +46,10 @@ struct edr_pool {
     job *first;          /* jobs with tasks that nobody has taken yet, oldest first */
     int closing;
     int64_t workers, started;
+#ifdef __linux__
+    cpu_set_t cores; /* those of the pool's maker; none when it has too many to tell */
+    int avoided;     /* the core that the workers may not use, or -1 */
+#endif
     pthread_t threads[];
 };
 
@@ -78,11 +88,34 @@ static void *worker(void *argument)
     return NULL;
 }
 
+#ifdef __linux__
+#define SMALL 8 /* more workers, and so more cores: a free one is found without help */
+
+/* Keep the workers off the core that the caller is on. It is advice: where it cannot be given, they run where they ran. Called with the lock
+ * held. */
+static void keep_off(edr_pool *pool)
+{
+    const int here = sched_getcpu();
+    if (here == pool->avoided || here < 0 || here >= CPU_SETSIZE || pool->workers > SMALL) return;
+    cpu_set_t others = pool->cores;
+    CPU_CLR((size_t)here, &others);
+    if (CPU_COUNT(&others) == 0) return;
+    for (int64_t i = 0; i < pool->workers; i++) (void)pthread_setaffinity_np(pool->threads[i], sizeof others, &others);
+    pool->avoided = here;
+}
+#else
+static void keep_off(edr_pool *pool) { (void)pool; }
+#endif
+
 edr_pool *edr_pool_new(int64_t workers)
 {
     if (workers < 0 || workers > 1023) return NULL;
     edr_pool *pool = calloc(1, sizeof *pool + (size_t)workers * sizeof(pthread_t));
     if (pool == NULL) return NULL;
+#ifdef __linux__
+    pool->avoided = -1;
+    if (sched_getaffinity(0, sizeof pool->cores, &pool->cores) != 0) CPU_ZERO(&pool->cores);
+#endif
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->work, NULL);
     /* A signal sent to the process is for the host's threads: a worker starts with all of them blocked, but for its own faults. */
@@ -121,6 +154,7 @@ void edr_pool_run(edr_pool *pool, int64_t tasks, void (*task)(void *context, int
     job mine = {.task = task, .context = context, .tasks = tasks};
     pthread_cond_init(&mine.finished, NULL);
     pthread_mutex_lock(&pool->lock);
+    keep_off(pool);
     job **end = &pool->first;
     while (*end != NULL) end = &(*end)->later;
     *end = &mine;

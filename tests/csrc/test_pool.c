@@ -1,9 +1,14 @@
 /* cc -std=c11 -g -fsanitize=address,undefined -Icsrc tests/csrc/test_pool.c csrc/pool.c -lpthread -o test_pool
  * Every task runs once, whatever the number of tasks, workers and callers; a lane runs one task at a time. */
 #define _POSIX_C_SOURCE 200809L
+#ifdef __linux__
+#define _GNU_SOURCE
+#include <sched.h>
+#endif
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <time.h>
 
 #include "check.h"
 #include "edr_engine.h"
@@ -53,9 +58,51 @@ static void *call(void *argument)
     return NULL;
 }
 
+#ifdef __linux__
+typedef struct cores {
+    _Atomic int shared, runs; /* runs of workers; of those, by one that could use the caller's core */
+    int here;
+} cores;
+
+static void note_cores(void *context, int64_t i, int64_t lane)
+{
+    cores *c = context;
+    cpu_set_t mine;
+    (void)i;
+    const struct timespec moment = {0, 200000}; /* so that others come to take a task */
+    nanosleep(&moment, NULL);
+    if (lane == 0 || sched_getaffinity(0, sizeof mine, &mine) != 0) return;
+    c->runs++;
+    c->shared += CPU_ISSET((size_t)c->here, &mine) != 0;
+}
+
+/* Workers leave the caller's core to it, where they have others. */
+static void test_cores(void)
+{
+    cpu_set_t all, one;
+    CHECK(sched_getaffinity(0, sizeof all, &all) == 0);
+    edr_pool *pool = edr_pool_new(2);
+    for (int cpu = 0, tried = 0; cpu < CPU_SETSIZE && tried < 4; cpu++) {
+        if (!CPU_ISSET((size_t)cpu, &all)) continue;
+        tried++;
+        CPU_ZERO(&one);
+        CPU_SET((size_t)cpu, &one);
+        CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+        cores c = {.here = cpu};
+        edr_pool_run(pool, 40, note_cores, &c);
+        CHECK(c.runs > 0 && (c.shared == 0 || CPU_COUNT(&all) == 1));
+    }
+    CHECK(sched_setaffinity(0, sizeof all, &all) == 0);
+    edr_pool_free(pool);
+}
+#else
+static void test_cores(void) {}
+#endif
+
 int main(void)
 {
     atomic_int busy[WORKERS + 1] = {0};
+    test_cores();
     for (int64_t workers = 0; workers <= WORKERS; workers++) {
         edr_pool *pool = edr_pool_new(workers);
         CHECK(pool != NULL);
