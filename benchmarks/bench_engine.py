@@ -10,9 +10,9 @@ medians; `of the first` is the median over the rounds of the time divided by tha
 The floor is 2 x the multiply-adds of the int8 products that the answer needs (no padding, of the last layer the first token alone, what the
 rows share once; of a mid-fusion student the joint layers, and the query's own once) on the tokens of these rows, divided by what the int8
 units give: the best bare product in cache (tests/csrc/rate_engine.c) in the same run, before and after, on as many cores as there are
-threads. `load ms` (open and first answer, 10 candidates) and the peak of resident memory are those of processes of their own, which have been
-busy for a tenth of a second, as a server has: in a younger one Linux leaves a new thread on the first one's core for some milliseconds.
-Needs make and a C compiler.
+threads. `load ms` (open and first answer, 10 candidates) and the peak of resident memory are those of processes of their own, which
+have been busy for a tenth of a second, as a server has: in a younger one Linux leaves a new thread on the first one's core for some
+milliseconds. Needs make and a C compiler.
 """
 
 from __future__ import annotations

@@ -181,7 +181,8 @@ def measure(
         first = number % len(rivals)
         for rival in (*rivals[first:], *rivals[:first]):
             model = models[rival.NAME]
-            # Another contestant's threads may still spin, OpenMP's for 0.2 s; caches hold its weights: a pause, and three requests that do not count.
+            # Another contestant's threads may still spin, OpenMP's for 0.2 s, and caches hold its weights: a pause, and three requests
+            # that do not count.
             time.sleep(0.3)
             for query, titles in requests[-3:]:
                 rival.rank(model, query, titles)
