@@ -90,8 +90,9 @@ def test_the_library_needs_nothing_and_keeps_nothing(tmp_path: Path) -> None:
         symbols = subprocess.run(["nm", str(out)], capture_output=True, text=True, check=True).stdout.splitlines()
         kinds = [(line.split()[-2], line.split()[-1]) for line in symbols]
         needed = {name for kind, name in kinds if kind == "U" and not name.startswith("edr_")}
-        # The pool alone has threads, memory for them, and the clock; isa alone asks the system for the processor's tiles.
+        # The pool alone has threads, memory for them, the cores they may use, and the clock; isa alone asks the system for tiles.
         needed = {name for name in needed if path.stem != "pool" or not name.startswith(("pthread_", "sig"))}
-        own = {"pool": {"calloc", "free", "clock_gettime"}, "isa": {"syscall"}}.get(path.stem, set())
+        cores = {"sched_getaffinity", "sched_getcpu", "__sched_cpucount"}
+        own = {"pool": {"calloc", "free", "clock_gettime", *cores}, "isa": {"syscall"}}.get(path.stem, set())
         assert needed <= allowed | own, path
         assert [name for kind, name in kinds if kind in "bBdDcC"] == [], f"{path} has writable data"
