@@ -46,7 +46,7 @@ typedef struct edr_linear {
 /* One transformer layer. Its head count and inner size are its own: a pruned layer is smaller. */
 typedef struct edr_layer {
     int64_t heads, inner;
-    edr_linear qkv, attention_output, up, down;
+    edr_linear qkv, attention_output, up, down; /* qkv of a cross student's last layer has queries alone */
     const float *attention_norm, *output_norm; /* [2, H]: scale, shift */
 } edr_layer;
 
@@ -68,7 +68,6 @@ typedef struct edr_mid {
     edr_layer item[EDR_MAX_LAYERS];
     edr_linear narrow[EDR_MAX_LAYERS]; /* float32, [G]: H to W, rounded up to panels; unused where W is H */
     edr_linear state[EDR_MAX_LAYERS];  /* of a joint layer but the last: W, rounded up to 32, to the layer's keys and then its values */
-    edr_linear fold, unfold;           /* of the last layer, float32: a head's S numbers to W (rounded up), and back to S (rounded up) */
     const float *state_bias;           /* [2, A S] of the last layer: of its keys and its values */
 } edr_mid;
 
@@ -84,6 +83,7 @@ typedef struct edr_model {
     const float *word_scale; /* [V], int8 only */
     const float *position, *type, *embedding_norm;
     edr_layer layer[EDR_MAX_LAYERS];
+    edr_linear fold, unfold;        /* of the last layer, float32: a head's S numbers to what it looks at, and back */
     edr_linear pooler, feature_mlp; /* float32 */
     const float *feature_table;     /* [buckets, D] */
     const float *head;              /* [H + feature_hidden + 1]: weights, then the bias */

@@ -3,8 +3,8 @@
  *
  * Rows are taken in chunks of at most EDR_CHUNK rows, and the tokens of a chunk in blocks of about EDR_BLOCK tokens: a block
  * goes through all layers while its activations stay in L2, and the weights stream past it once. The last layer is needed
- * for the first token of a row alone: its keys and values are computed block by block, all that follows once a chunk,
- * because a product of five rows costs as much memory traffic as one of sixty.
+ * for the first token of a row alone, and asks what the others hold without keys and values of theirs (edr_fold); all that follows
+ * is done once a chunk, because a product of five rows costs as much memory traffic as one of sixty.
  *
  * The rows of a ranking call all start with the query. What is the same for all of them whatever follows, the embeddings
  * of those tokens and their projections in the first layer, is computed once a call: the same numbers, so the same bits.
@@ -52,13 +52,6 @@ static float *embed(const run *z, int64_t row, int64_t from, int64_t to, float *
     return out + (to - from) * z->w.m->hidden;
 }
 
-/* What attention reads of x [rows, H]: queries, keys and values, or in the last layer keys and values alone. Returns the columns. */
-static int64_t project(const run *z, const edr_layer *layer, const float *x, int64_t rows, float *out)
-{
-    const int is_last = layer == &z->w.m->layer[z->w.m->layers - 1];
-    return edr_qkv(&z->w, layer, is_last ? layer->attention_output.inputs : 0, x, rows, out);
-}
-
 /* How many tokens, with their types, all rows start with; 0 when sharing them is not worth it. */
 static int64_t common_tokens(const edr_inputs *in, int64_t begin, int64_t end)
 {
@@ -74,13 +67,13 @@ static int64_t common_tokens(const edr_inputs *in, int64_t begin, int64_t end)
     return WORTH * common * (end - begin) >= tokens ? common : 0;
 }
 
-/* x of a block's tokens, and in z->w.qkv what the first layer's attention reads of those that are the rows' own. */
+/* x of a block's tokens, and in z->w.qkv what the first layer's attention reads of those that are the rows' own, unless it is the last. */
 static void first_projections(const run *z, int64_t begin, int64_t end, int64_t tokens)
 {
     const int64_t h = z->w.m->hidden;
     float *out = z->w.x;
     for (int64_t row = begin; row < end; row++) out = embed(z, row, z->shared, z->in->lengths[row], out);
-    project(z, z->w.m->layer, z->w.x, tokens - z->shared * (end - begin), z->w.qkv);
+    if (z->w.m->layers > 1) edr_qkv(&z->w, z->w.m->layer, 0, z->w.x, tokens - z->shared * (end - begin), z->w.qkv);
     if (z->shared == 0) return;
     /* The common x goes in front of each row's own, from the last row on, in place. */
     const size_t bytes = (size_t)h * sizeof(float);
@@ -92,32 +85,32 @@ static void first_projections(const run *z, int64_t begin, int64_t end, int64_t 
     }
 }
 
-/* Where the first layer's attention finds the common tokens; in a model of one layer there are no queries among what was projected. */
-static edr_seen front_of(const run *z)
-{
-    const int64_t width = z->w.m->layer->attention_output.inputs;
-    const float *p = z->given;
-    return z->w.m->layers > 1 ? (edr_seen){p, p + width, p + 2 * width, 3 * width, 3 * width} : (edr_seen){NULL, p, p + width, 0, 2 * width};
-}
-
 /* ------------------------------------------------------------------------------------------------------- last layer */
 
-/* Keys and values of all tokens, queries and context of the first token of each row: rows `at` on of first and answer. */
-static void last_attention(const run *z, const edr_layer *layer, int64_t begin, int64_t end, int64_t tokens, int64_t at)
+/* Queries and context of the first token of each row: rows `at` on of first and answer. */
+static void last_attention(const run *z, const edr_layer *layer, int64_t begin, int64_t end, int64_t at)
 {
     const edr_work *w = &z->w;
-    const int64_t h = w->m->hidden, width = layer->attention_output.inputs, rows = end - begin;
-    float *first = w->first + at * h;
-    if (layer != w->m->layer) project(z, layer, w->x, tokens, w->qkv);
-    int64_t token = 0;
+    const int64_t h = w->m->hidden, s = w->m->head_size, width = layer->heads * s, rows = end - begin;
+    float *first = w->first + at * h, *answer = w->answer + at * width;
+    const float *x = w->x;
     for (int64_t row = begin; row < end; row++) {
-        memcpy(first + (row - begin) * h, w->x + token * h, (size_t)h * sizeof(float));
-        token += z->in->lengths[row];
+        memcpy(first + (row - begin) * h, x, (size_t)h * sizeof(float));
+        x += z->in->lengths[row] * h;
     }
     const edr_rows asking = edr_left_side(w, first, h, rows, &w->narrow);
     edr_product(w, &layer->qkv, 0, width, &asking, rows, w->asked, EDR_STORE);
-    const edr_seen seen = {w->asked, w->qkv, w->qkv + width, width, 2 * width}, front = front_of(z);
-    edr_attention(w, layer, z->in->lengths + begin, rows, &seen, &front, layer == w->m->layer ? z->shared : 0, 1, w->answer + at * width);
+    x = w->x;
+    for (int64_t i = 0, count; i < rows; i += count) {
+        count = edr_smaller(rows - i, EDR_FOLD);
+        edr_fold(w, w->asked + i * width, width, count);
+        for (int64_t j = 0; j < count; j++) {
+            const edr_folded asks = {w->folded + j * h, w->folded + j * h, count * h, count * h, NULL, NULL, NULL, NULL};
+            w->k->attend_folded(&asks, layer->heads, s, NULL, x, z->in->lengths[begin + i + j], h, w->room);
+            x += z->in->lengths[begin + i + j] * h;
+        }
+        edr_unfold(w, w->folded, count, answer + i * width, EDR_STORE);
+    }
 }
 
 /* ----------------------------------------------------------------------------------------------------------- inputs */
@@ -176,10 +169,11 @@ edr_status edr_score_until(const edr_model *model, const edr_inputs *in, int64_t
     z.shared = common_tokens(in, begin, end);
     if (z.shared != 0) {
         embed(&z, begin, 0, z.shared, z.common);
-        project(&z, model->layer, z.common, z.shared, z.given);
+        if (model->layers > 1) edr_qkv(&z.w, model->layer, 0, z.common, z.shared, z.given);
     }
     const edr_layer *last = &model->layer[model->layers - 1];
-    const edr_seen front = front_of(&z);
+    const int64_t width = model->layer->attention_output.inputs;
+    const edr_seen front = {z.given, z.given + width, z.given + 2 * width, 3 * width, 3 * width};
     const edr_slots slots = {in->feature_ids, in->feature_weights, in->slots};
     int64_t row = begin, stop = begin;
     while (row == stop && row < end) { /* a chunk that was left early is the last */
@@ -193,7 +187,7 @@ edr_status edr_score_until(const edr_model *model, const edr_inputs *in, int64_t
             for (const edr_layer *layer = model->layer + 1; layer < last; layer++) {
                 edr_whole_layer(&z.w, layer, in->lengths + row, next - row, tokens);
             }
-            last_attention(&z, last, row, next, tokens, row - chunk);
+            last_attention(&z, last, row, next, row - chunk);
         }
         edr_after_attention(&z.w, last, z.w.answer, z.w.first, row - chunk, &z.w.narrow);
         edr_finish(&z.w, &slots, chunk, row - chunk, logits);

@@ -41,6 +41,19 @@ typedef struct edr_asking {
     int64_t ld, rows;
 } edr_asking;
 
+/*
+ * The questions of one row to vectors x [t, n] that have no keys and values of their own: the row's questions q [A, s] were folded into
+ * [A, n], rows ld apart. mixed [A, n], rows ldm apart, gets the weighted sums of x; it may be where the questions are. The other members
+ * serve a row that looks at keys and values beside x.
+ */
+typedef struct edr_folded {
+    const float *questions;
+    float *mixed;
+    int64_t ld, ldm;
+    const float *q, *extra; /* [A, s]; [A], added to the scores of x */
+    float *out, *weight;    /* [A, s], what the values give; [A], the sum of the weights of x */
+} edr_folded;
+
 typedef struct edr_engine_kernels {
     /* out[r][32 p .. ] for panels first <= p < first + panels of w, written from column 0 of out on; ldo is out's row length. */
     void (*product_f32)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo, int then);
@@ -62,13 +75,10 @@ typedef struct edr_engine_kernels {
     void (*attend)(const edr_asking *first, const edr_asking *second, const edr_keys *keys, const edr_keys *more, int64_t s, float *out,
                    int64_t ldo, float *room);
     /*
-     * Attention of one row, all A heads, over keys as above and over `t` states [t, n] that have no keys of their own: the row's
-     * questions q [A, s] were folded into questions to the states, folded [A, n], with extra [A] added to their scores. out [A, s]
-     * is what the values of `keys` (whose rows hold all heads) give; mixed [A, n], rows ldm apart, the weighted sum of states; weight
-     * [A] the sum of their weights. n is a multiple of 32. room: EDR_FOLDED_ROOM(t + keys->t, n) floats.
+     * Attention of one row, all A heads, over x [t, n] and, unless `keys` is NULL, over keys as above, whose rows hold all heads. n is a
+     * multiple of 32; without keys t is at least 1. room: EDR_FOLDED_ROOM(t + keys->t) floats.
      */
-    void (*attend_folded)(const float *q, const float *folded, const float *extra, int64_t heads, int64_t s, const edr_keys *keys,
-                          const float *states, int64_t t, int64_t n, float *out, float *mixed, int64_t ldm, float *weight, float *room);
+    void (*attend_folded)(const edr_folded *a, int64_t heads, int64_t s, const edr_keys *keys, const float *x, int64_t t, int64_t n, float *room);
     /*
      * A state as it is stored: scale = max(largest |x|, 1e-20) / 127, out = x / scale rounded to the nearest, of two the even one, as
      * edgerec/states.py does to the bit. The scale is NaN when a number of x is not finite. n is a multiple of 32.
@@ -90,7 +100,7 @@ typedef struct edr_engine_kernels {
 /* Keys transposed, and the scores of a few query rows; both with rows rounded up to whole vectors. */
 #define EDR_ATTENTION_ROWS 8
 #define EDR_ATTENTION_ROOM(t, s) (((s) + EDR_ATTENTION_ROWS) * EDR_ROUND16(t))
-#define EDR_FOLDED_ROOM(t, n) EDR_ATTENTION_ROOM(t, n)
+#define EDR_FOLDED_ROOM(t) (4 * EDR_ROUND16(t))
 
 /* The kernels of an instruction set that edr_isa_supported. */
 const edr_engine_kernels *edr_engine_kernels_for(int isa);

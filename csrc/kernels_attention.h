@@ -204,47 +204,80 @@ TARGET static NEVER_INLINE void FN(attend)(const edr_asking *first, const edr_as
     }
 }
 
-/* attend_folded for `rows` heads; `turned` are the states on their side, [n, tp], and p has a row of tp scores for each head. */
-TARGET static ALWAYS_INLINE void FN(folded_heads)(const float *q, const float *folded, const float *extra, int64_t s, const edr_keys *keys,
-                                                  const float *turned, int64_t tp, const edr_keys *states, int64_t n, float *out, float *mixed,
-                                                  int64_t ldm, float *weight, float *p, const int rows)
+/* p[r][j ..] = folded[r] . x[j ..] for a few rows of x [.. , n] and heads r. */
+TARGET static ALWAYS_INLINE void FN(folded_scores)(const float *folded, int64_t ldf, const float *x, int64_t n, float *p, int64_t tp, const int heads,
+                                                   const int rows)
 {
-    const int64_t t = states->t, all = t + keys->t, whole = EDR_ROUND16(t);
-    float scale[EDR_ATTENTION_ROWS];
-    int64_t j = 0, i = 0;
-    for (; j + 2 * VW <= whole; j += 2 * VW) FN(scores)(folded, n, turned + j, tp, n, p + j, rows, 2);
-    for (; j < whole; j += VW) FN(scores)(folded, n, turned + j, tp, n, p + j, rows, 1);
-    for (int r = 0; r < rows; r++) {
-        float *row = p + r * tp, sum = 0.0f;
-        for (j = 0; j < t; j++) row[j] += extra[r];
-        for (j = t; j < all; j++) row[j] = FN(dot)(q + r * s, keys->k + (j - t) * keys->ld + r * s, s);
-        scale[r] = FN(softmax)(row, all);
-        for (j = 0; j < t; j++) sum += row[j];
-        weight[r] = scale[r] * sum;
-        for (i = 0; i + VW < s; i += 2 * VW) {
-            FN(mix)(row + t, tp, scale + r, keys, NULL, r * s + i, out, 0, s - i < 2 * VW ? s - i - VW : VW, 1, 2);
-        }
-        if (i < s) FN(mix)(row + t, tp, scale + r, keys, NULL, r * s + i, out, 0, s - i, 1, 1);
+    VF sum[2][4], row[4];
+    UNROLL for (int r = 0; r < heads; r++) {
+        UNROLL for (int j = 0; j < rows; j++) sum[r][j] = SET1(0.0f);
     }
-    for (i = 0; i < n; i += 2 * VW) FN(mix)(p, tp, scale, states, NULL, i, mixed, ldm, VW, rows, 2);
+    for (int64_t i = 0; i < n; i += VW) {
+        UNROLL for (int j = 0; j < rows; j++) row[j] = LOAD(x + j * n + i);
+        UNROLL for (int r = 0; r < heads; r++) {
+            const VF question = LOAD(folded + r * ldf + i);
+            UNROLL for (int j = 0; j < rows; j++) sum[r][j] = FMA(question, row[j], sum[r][j]);
+        }
+    }
+    UNROLL for (int r = 0; r < heads; r++) {
+        if (rows == 4) {
+            SUM4(sum[r][0], sum[r][1], sum[r][2], sum[r][3], p + r * tp);
+        } else {
+            p[r * tp] = SUM(sum[r][0]);
+        }
+    }
 }
 
-TARGET static void FN(attend_folded)(const float *q, const float *folded, const float *extra, int64_t heads, int64_t s, const edr_keys *keys,
-                                     const float *states, int64_t t, int64_t n, float *out, float *mixed, int64_t ldm, float *weight,
-                                     float *room)
+/* The same for all t rows, four at a time; the last four may take some again. */
+TARGET static ALWAYS_INLINE void FN(all_folded_scores)(const float *folded, int64_t ldf, const float *x, int64_t n, int64_t t, float *p, int64_t tp,
+                                                       const int heads)
 {
-    const int64_t tp = EDR_ROUND16(t + keys->t);
-    const edr_keys items = {states, states, n, t};
-    float *p = room + n * tp;
-    FN(clear_behind)(t, tp, n, room);
-    FN(turn_keys)(&items, n, room, tp);
-    for (int64_t h = 0, rows; h < heads; h += rows) {
-        const edr_keys own = {keys->k + h * s, keys->v + h * s, keys->ld, keys->t};
-        rows = heads - h >= 4 ? 4 : 1;
-        if (rows == 4) {
-            FN(folded_heads)(q + h * s, folded + h * n, extra + h, s, &own, room, tp, &items, n, out + h * s, mixed + h * ldm, ldm, weight + h, p, 4);
-        } else {
-            FN(folded_heads)(q + h * s, folded + h * n, extra + h, s, &own, room, tp, &items, n, out + h * s, mixed + h * ldm, ldm, weight + h, p, 1);
-        }
+    for (int64_t j = 0; j < t && t < 4; j++) FN(folded_scores)(folded, ldf, x + j * n, n, p + j, tp, heads, 1);
+    for (int64_t begin = 0; begin < t && t >= 4; begin += 4) {
+        const int64_t j = begin + 4 <= t ? begin : t - 4;
+        FN(folded_scores)(folded, ldf, x + j * n, n, p + j, tp, heads, 4);
     }
+}
+
+/* attend_folded for 4, 2 or 1 of the heads; p has a row of tp scores for each. */
+TARGET static ALWAYS_INLINE void FN(folded_heads)(const edr_folded *a, int64_t h, int64_t s, const edr_keys *keys, const float *x, int64_t t, int64_t n,
+                                                  float *p, int64_t tp, const int heads)
+{
+    const edr_keys states = {x, x, n, t};
+    const int64_t all = t + (keys != NULL ? keys->t : 0);
+    const float *folded = a->questions + h * a->ld;
+    float scale[4];
+    FN(all_folded_scores)(folded, a->ld, x, n, t, p, tp, heads > 1 ? 2 : 1);
+    if (heads == 4) FN(all_folded_scores)(folded + 2 * a->ld, a->ld, x, n, t, p + 2 * tp, tp, 2);
+    for (int r = 0; r < heads; r++) {
+        float *row = p + r * tp, sum = 0.0f;
+        if (keys == NULL) {
+            scale[r] = FN(softmax)(row, t);
+            continue;
+        }
+        const int64_t own = (h + r) * s;
+        for (int64_t j = 0; j < t; j++) row[j] += a->extra[h + r];
+        for (int64_t j = t; j < all; j++) row[j] = FN(dot)(a->q + own, keys->k + (j - t) * keys->ld + own, s);
+        scale[r] = FN(softmax)(row, all);
+        for (int64_t j = 0; j < t; j++) sum += row[j];
+        a->weight[h + r] = scale[r] * sum;
+        const edr_keys rest = {keys->k + own, keys->v + own, keys->ld, keys->t};
+        int64_t i = 0;
+        for (; i + VW < s; i += 2 * VW) FN(mix)(row + t, tp, scale + r, &rest, NULL, i, a->out + own, 0, s - i < 2 * VW ? s - i - VW : VW, 1, 2);
+        if (i < s) FN(mix)(row + t, tp, scale + r, &rest, NULL, i, a->out + own, 0, s - i, 1, 1);
+    }
+    for (int64_t i = 0; i < n; i += 2 * VW) FN(mix)(p, tp, scale, &states, NULL, i, a->mixed + h * a->ldm, a->ldm, VW, heads, 2);
+}
+
+TARGET static NEVER_INLINE void FN(attend_folded)(const edr_folded *a, int64_t heads, int64_t s, const edr_keys *keys, const float *x, int64_t t,
+                                                  int64_t n, float *room)
+{
+    const int64_t tp = EDR_ROUND16(t + (keys != NULL ? keys->t : 0));
+    int64_t h = 0;
+    for (; h + 4 <= heads; h += 4) FN(folded_heads)(a, h, s, keys, x, t, n, room, tp, 4);
+    if (h + 2 <= heads) {
+        FN(folded_heads)(a, h, s, keys, x, t, n, room, tp, 2);
+        h += 2;
+    }
+    if (h < heads) FN(folded_heads)(a, h, s, keys, x, t, n, room, tp, 1);
 }

@@ -25,6 +25,8 @@ int64_t edr_lay_out(const edr_model *m, uint8_t *base, edr_work *z)
     z->context = edr_take(base, &used, rows * w * 4);
     z->inner = edr_take(base, &used, SLAB * m->widest_inner * 4);
     z->room = edr_take(base, &used, EDR_ATTENTION_ROOM(m->positions, m->head_size) * 4);
+    z->part = edr_take(base, &used, EDR_FOLD * ((m->head_size + 31) / 32 * 32) * 4);
+    z->folded = edr_take(base, &used, EDR_FOLD * m->layer[m->layers - 1].heads * edr_folded_numbers(m) * 4);
     z->first = edr_take(base, &used, EDR_CHUNK * h * 4);
     z->asked = edr_take(base, &used, EDR_CHUNK * w * 4);
     z->answer = edr_take(base, &used, EDR_CHUNK * w * 4);
@@ -80,27 +82,27 @@ int64_t edr_qkv(const edr_work *z, const edr_layer *layer, int64_t first, const 
 }
 
 void edr_attention(const edr_work *z, const edr_layer *layer, const int64_t *lengths, int64_t rows, const edr_seen *seen, const edr_seen *front,
-                   int64_t common, int one, float *out)
+                   int64_t common, float *out)
 {
     const int64_t s = z->m->head_size, width = layer->heads * s;
     const float *q = seen->q, *k = seen->k, *v = seen->v;
     for (int64_t row = 0; row < rows; row++) {
-        const int64_t own = lengths[row] - common, asking = one ? 1 : own;
+        const int64_t own = lengths[row] - common;
         for (int64_t i = 0; i < width; i += s) {
-            const edr_asking mine = {q + i, seen->ldq, asking};
+            const edr_asking mine = {q + i, seen->ldq, own};
             const edr_keys keys = {k + i, v + i, seen->ldk, own};
             if (common == 0) {
                 z->k->attend(&mine, NULL, &keys, NULL, s, out + i, width, z->room);
                 continue;
             }
             const edr_keys shared = {front->k + i, front->v + i, front->ldk, common};
-            const edr_asking ours = {one ? NULL : front->q + i, front->ldq, common};
-            z->k->attend(one ? &mine : &ours, one ? NULL : &mine, &shared, &keys, s, out + i, width, z->room);
+            const edr_asking ours = {front->q + i, front->ldq, common};
+            z->k->attend(&ours, &mine, &shared, &keys, s, out + i, width, z->room);
         }
-        q += asking * seen->ldq;
+        q += own * seen->ldq;
         k += own * seen->ldk;
         v += own * seen->ldk;
-        out += (one ? 1 : lengths[row]) * width;
+        out += lengths[row] * width;
     }
 }
 
@@ -126,7 +128,7 @@ void edr_projected_layer(const edr_work *z, const edr_layer *layer, const int64_
 {
     const int64_t width = layer->attention_output.inputs;
     const edr_seen seen = {z->qkv, z->qkv + width, z->qkv + 2 * width, 3 * width, 3 * width};
-    edr_attention(z, layer, lengths, rows, &seen, front, common, 0, z->context);
+    edr_attention(z, layer, lengths, rows, &seen, front, common, z->context);
     edr_after_attention(z, layer, z->context, z->x, tokens, &z->wide);
 }
 
@@ -134,6 +136,38 @@ void edr_whole_layer(const edr_work *z, const edr_layer *layer, const int64_t *l
 {
     edr_qkv(z, layer, 0, z->x, tokens, z->qkv);
     edr_projected_layer(z, layer, lengths, rows, tokens, NULL, 0);
+}
+
+/* ------------------------------------------------------------------------------------------- the last layer's attention */
+
+int64_t edr_folded_numbers(const edr_model *m) { return m->mid.query_layers != 0 ? edr_state_inputs(m) : m->hidden; }
+
+void edr_fold(const edr_work *z, const float *q, int64_t ldq, int64_t rows)
+{
+    const int64_t s = z->m->head_size, heads = z->m->layer[z->m->layers - 1].heads, n = edr_folded_numbers(z->m);
+    const edr_rows x = {z->part, NULL, NULL};
+    for (int64_t h = 0; h < heads; h++) {
+        for (int64_t i = 0; i < rows; i++) memcpy(z->part + i * s, q + i * ldq + h * s, (size_t)s * sizeof(float));
+        z->k->product_f32(&z->m->fold, h * n / EDR_PANEL, n / EDR_PANEL, &x, rows, z->folded + h * rows * n, n, EDR_STORE);
+    }
+}
+
+void edr_unfold(const edr_work *z, const float *mixed, int64_t rows, float *out, int then)
+{
+    const int64_t s = z->m->head_size, heads = z->m->layer[z->m->layers - 1].heads, n = edr_folded_numbers(z->m), padded = (s + 31) / 32 * 32;
+    for (int64_t h = 0; h < heads; h++) {
+        const edr_rows x = {mixed + h * rows * n, NULL, NULL};
+        const int64_t first = h * padded / EDR_PANEL, panels = padded / EDR_PANEL;
+        if (padded == s) {
+            z->k->product_f32(&z->m->unfold, first, panels, &x, rows, out + h * s, heads * s, then);
+            continue;
+        }
+        z->k->product_f32(&z->m->unfold, first, panels, &x, rows, z->part, padded, EDR_STORE);
+        for (int64_t i = 0; i < rows; i++) {
+            float *to = out + i * heads * s + h * s;
+            for (int64_t c = 0; c < s; c++) to[c] = z->part[i * padded + c] + (then == EDR_ADD ? to[c] : 0.0f);
+        }
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------- features, head */

@@ -9,6 +9,7 @@
 
 #define EDR_BLOCK 192 /* tokens of a block, unless one row alone is longer */
 #define EDR_CHUNK 64  /* rows of a chunk: what is done once a row, not once a token, is done for so many together */
+#define EDR_FOLD 16   /* rows whose last attention is done together */
 
 /* An input of products: the float rows as u8, or as bfloat16, when the model's products are. */
 typedef struct edr_operand {
@@ -21,10 +22,12 @@ typedef struct edr_work {
     const edr_model *m;
     const edr_engine_kernels *k;
     float *x;           /* [R, H], the residual stream */
-    float *qkv;         /* [R, 3 W]; of the last layer only keys and values, [R, 2 W] */
+    float *qkv;         /* [R, 3 W]; of a mid-fusion student's last layer only keys and values, [R, 2 W] */
     float *context;     /* [R, W] */
     float *inner;       /* [a few rows, I] */
     float *room;        /* attention's */
+    float *part;        /* [EDR_FOLD, S rounded up to panels]: one head's questions, or answers */
+    float *folded;      /* [A, EDR_FOLD, n]: the last layer's questions to vectors of n numbers, and the weighted sums of these */
     float *first;       /* [C, H]: x of the rows' first tokens, from the last layer on */
     float *asked;       /* [C, W]: the last layer's queries */
     float *answer;      /* [C, W]: its context */
@@ -37,6 +40,7 @@ typedef struct edr_work {
 } edr_work;
 
 static inline int64_t edr_larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t edr_smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Bytes of a number of the layers' products, and of the word embeddings. */
 static inline int edr_number_bytes(const edr_model *m) { return m->int8 ? 1 : m->bf16 ? 2 : 4; }
@@ -71,17 +75,28 @@ void edr_embed(const edr_work *z, const int32_t *ids, const int32_t *types, int6
 /* What attention reads of x [rows, H], from column `first` of queries, keys and values on. Returns the columns. */
 int64_t edr_qkv(const edr_work *z, const edr_layer *layer, int64_t first, const float *x, int64_t rows, float *out);
 
+/*
+ * In the last layer one row asks for each candidate, and what it looks at needs no keys and values: with q a head's question,
+ * q . (W_k x + b_k) = (W_k^T q) . x + q . b_k, and a weighted sum of values is W_v times that of the x, with b_v as often as the weights
+ * say. A question and an answer are two small products; keys and values would be two for every token.
+ *
+ * edr_fold: the questions q of `rows` rows (EDR_FOLD at most), ldq apart, to z->folded [A, rows, n]. edr_unfold: from `mixed` [A, rows, n]
+ * to the heads' answers, which are stored in out [rows, W], or added, as `then` says.
+ */
+int64_t edr_folded_numbers(const edr_model *m);
+void edr_fold(const edr_work *z, const float *q, int64_t ldq, int64_t rows);
+void edr_unfold(const edr_work *z, const float *mixed, int64_t rows, float *out, int then);
+
 /* Where tokens have what attention reads of them: one after the other, ldq and ldk apart. */
 typedef struct edr_seen {
     const float *q, *k, *v;
     int64_t ldq, ldk;
 } edr_seen;
 
-/* Attention of some rows of tokens over their own keys: of all tokens, or, with `one`, of one query a row, which stand in [rows, ldq] at q.
- * All rows may begin with the same `common` tokens: these stand apart then, once, at `front`, and `seen` has the others only.
- * out [tokens or rows, W]. */
+/* Attention of some rows of tokens over their own keys. All rows may begin with the same `common` tokens: these stand apart then, once,
+ * at `front`, and `seen` has the others only. out [tokens, W]. */
 void edr_attention(const edr_work *z, const edr_layer *layer, const int64_t *lengths, int64_t rows, const edr_seen *seen, const edr_seen *front,
-                   int64_t common, int one, float *out);
+                   int64_t common, float *out);
 
 /* x [rows, H] becomes norm(x + W_o context), then norm(x + W_down gelu(W_up x)): a layer after its attention. */
 void edr_after_attention(const edr_work *z, const edr_layer *layer, const float *context, float *x, int64_t rows, const edr_operand *to);

@@ -24,8 +24,6 @@
 #define PREFETCH(p) ((void)(p))
 #endif
 
-#define FOLD 16 /* candidates whose last attention is done together */
-
 typedef struct run {
     edr_work w;
     const edr_ranking *in;
@@ -34,9 +32,7 @@ typedef struct run {
     float *kv;          /* [states of a few candidates, 2 W]: their keys and values */
     float *floats;      /* [the same, padded] */
     edr_operand states; /* [the same, padded] */
-    float *part;        /* [FOLD, S rounded up to panels]: one head's questions, or answers */
-    float *folded;      /* [FOLD, A, padded]: all heads' questions to the states */
-    float *mixed;       /* [A, FOLD, padded]: the weighted sums of states */
+    float *mixed;       /* [A, EDR_FOLD, padded]: the weighted sums of states */
     float *extra;       /* [A] */
     float *weight;      /* [A] */
     float *folded_room; /* the kernel's */
@@ -52,12 +48,10 @@ static int64_t lay_out(const edr_model *m, uint8_t *base, run *z)
     z->floats = edr_take(base, &used, states * padded * 4);
     z->states = edr_take_operand(m, base, &used, states, padded);
     const int64_t heads = m->layer[m->layers - 1].heads;
-    z->part = edr_take(base, &used, FOLD * ((m->head_size + 31) / 32 * 32) * 4);
-    z->folded = edr_take(base, &used, FOLD * heads * padded * 4);
-    z->mixed = edr_take(base, &used, FOLD * heads * padded * 4);
+    z->mixed = edr_take(base, &used, EDR_FOLD * heads * padded * 4);
     z->extra = edr_take(base, &used, heads * 4);
     z->weight = edr_take(base, &used, heads * 4);
-    z->folded_room = edr_take(base, &used, EDR_FOLDED_ROOM(m->positions, padded) * 4);
+    z->folded_room = edr_take(base, &used, EDR_FOLDED_ROOM(m->positions) * 4);
     return used;
 }
 
@@ -196,25 +190,18 @@ static void attend_states(const run *z, int64_t number, const asking *a, int64_t
     }
 }
 
-/*
- * The last layer's attention, in which one row asks for each candidate. The states get no keys and values: with q the question of a
- * head, q . (W_k s + b_k) = (W_k^T q) . s + q . b_k, and a weighted sum of values is W_v times that of the states, with b_v as often as
- * their weights say. A question and an answer are two small products; keys and values would be two for every token.
- */
+/* The last layer's attention, of at most EDR_FOLD candidates. The question is one for all of them where this layer is the only joint one. */
 static void attend_folded(const run *z, const asking *a, int64_t begin, int64_t end, float *out)
 {
     const edr_model *m = z->w.m;
     const edr_mid *mid = &m->mid;
     const edr_engine_kernels *k = z->w.k;
-    const int64_t s = m->head_size, heads = m->layer[m->layers - 1].heads, width = heads * s, n = edr_state_inputs(m), sp = (s + 31) / 32 * 32;
+    const int64_t s = m->head_size, heads = m->layer[m->layers - 1].heads, width = heads * s, n = edr_state_inputs(m);
     const int64_t count = end - begin, asked = a->q_step == 0 ? 1 : count, group = mid->reads[m->layers - 1 - mid->query_layers];
-    for (int64_t h = 0; h < heads; h++) {
-        for (int64_t i = 0; i < asked; i++) memcpy(z->part + i * s, a->q + i * a->q_step + h * s, (size_t)s * sizeof(float));
-        const edr_rows x = {z->part, NULL, NULL};
-        k->product_f32(&mid->fold, h * n / EDR_PANEL, n / EDR_PANEL, &x, asked, z->folded + h * n, heads * n, EDR_STORE);
-    }
+    edr_fold(&z->w, a->q, a->q_step, asked);
     for (int64_t i = 0; i < count; i++) {
-        const float *q = a->q + i * a->q_step, *folded = z->folded + (asked > 1 ? i * heads * n : 0);
+        const float *q = a->q + i * a->q_step;
+        const edr_folded asks = {z->w.folded + (asked > 1 ? i : 0) * n, z->mixed + i * n, asked * n, count * n, q, z->extra, out + i * width, z->weight};
         const int64_t row = begin + i, tokens = z->in->lengths[row];
         const edr_keys own = {a->k + i * a->k_step, a->v + i * a->k_step, a->ldk, z->in->query_size};
         for (int64_t t = 0; t < tokens; t++) {
@@ -223,15 +210,10 @@ static void attend_folded(const run *z, const asking *a, int64_t begin, int64_t 
             state_floats(z, state_at(z, token, group), scale_at(z, token, group), z->floats + t * n);
         }
         for (int64_t h = 0; h < heads; h++) z->extra[h] = k->dot(q + h * s, mid->state_bias + h * s, s);
-        k->attend_folded(q, folded, z->extra, heads, s, &own, z->floats, tokens, n, out + i * width, z->mixed + i * n, count * n, z->weight,
-                         z->folded_room);
+        k->attend_folded(&asks, heads, s, &own, z->floats, tokens, n, z->folded_room);
         for (int64_t h = 0; h < heads; h++) k->add_scaled(mid->state_bias + width + h * s, z->weight[h], s, out + i * width + h * s);
     }
-    for (int64_t h = 0; h < heads; h++) {
-        const edr_rows x = {z->mixed + h * count * n, NULL, NULL};
-        k->product_f32(&mid->unfold, h * sp / EDR_PANEL, sp / EDR_PANEL, &x, count, z->part, sp, EDR_STORE);
-        for (int64_t i = 0; i < count; i++) k->add_scaled(z->part + i * sp, 1.0f, s, out + i * width + h * s);
-    }
+    edr_unfold(&z->w, z->mixed, count, out, EDR_ADD);
 }
 
 /* The joint layers of one block of candidates; the last one's context becomes rows `at` on of w.answer, its input those of w.first. */
@@ -261,10 +243,10 @@ static void joint_layers(const run *z, int64_t begin, int64_t end, int64_t at)
         edr_product(w, &layer->qkv, 0, width, &asked, count, w->asked, EDR_STORE);
         a = (asking){w->asked, w->qkv, w->qkv + width, width, 2 * width, width, r * 2 * width, 1};
     }
-    for (int64_t i = 0; i < count; i += FOLD) {
+    for (int64_t i = 0; i < count; i += EDR_FOLD) {
         asking part = a;
         part.q += i * a.q_step, part.k += i * a.k_step, part.v += i * a.k_step;
-        attend_folded(z, &part, begin + i, i + FOLD < count ? begin + i + FOLD : end, answer + i * width);
+        attend_folded(z, &part, begin + i, i + EDR_FOLD < count ? begin + i + EDR_FOLD : end, answer + i * width);
     }
 }
 

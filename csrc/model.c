@@ -172,8 +172,8 @@ static void read_sizes(reader *in, edr_model *m)
 /* Of the layers' weights and of the word embeddings; the rest is float32. */
 static uint32_t dtype_of(const edr_model *m) { return m->int8 ? INT8 : m->bf16 ? BFLOAT16 : FLOAT32; }
 
-/* `count` layers, whose heads and inner sizes section `sizes` gives. */
-static void read_layers(reader *in, edr_model *m, const char *what, const char *sizes, int64_t count, edr_layer *layers)
+/* `count` layers, whose heads and inner sizes section `sizes` gives; of the last one only queries are projected where `folds` says so. */
+static void read_layers(reader *in, edr_model *m, const char *what, const char *sizes, int64_t count, int folds, edr_layer *layers)
 {
     const int64_t h = m->hidden;
     char name[NAME_BYTES + 1];
@@ -189,7 +189,11 @@ static void read_layers(reader *in, edr_model *m, const char *what, const char *
             fault(in, EDR_E_VALUE);
             return;
         }
-        layer->qkv = linear(in, at, "qkv", h, 3 * width, dtype_of(m));
+        if (folds && i == count - 1) {
+            layer->qkv = linear(in, at, "query", h, width, dtype_of(m));
+        } else {
+            layer->qkv = linear(in, at, "qkv", h, 3 * width, dtype_of(m));
+        }
         layer->attention_output = linear(in, at, "attention_output", width, h, dtype_of(m));
         layer->attention_norm = section(in, name_of(name, at, "attention_norm", ""), FLOAT32, 2, h, 1, 1);
         layer->up = linear(in, at, "up", h, layer->inner, dtype_of(m));
@@ -198,6 +202,15 @@ static void read_layers(reader *in, edr_model *m, const char *what, const char *
         m->widest_inner = larger(m->widest_inner, layer->inner);
         m->widest_heads = larger(m->widest_heads, width);
     }
+}
+
+/* The last layer's maps from a head's question to the vectors of n numbers that it looks at, and from a mean of them to its answer. */
+static void read_folds(reader *in, edr_model *m, int64_t n)
+{
+    const place last = {"layer", m->layers - 1};
+    const int64_t heads = m->layer[last.number].heads, head = (m->head_size + 31) / 32 * 32;
+    m->fold = linear(in, last, "fold", m->head_size, heads * n, FLOAT32);
+    m->unfold = linear(in, last, "unfold", n, heads * head, FLOAT32);
 }
 
 /* Section `mid`, which a cross student lacks, and the sizes in it. */
@@ -234,18 +247,17 @@ static void read_mid(reader *in, edr_model *m)
     mid->reads = section(in, "reads", INT32, joint, 1, 1, 1);
     for (int64_t i = 0; i < joint && in->status == EDR_OK; i++) wrong |= !within(mid->reads[i], 0, mid->groups - 1);
     if (wrong) fault(in, EDR_E_VALUE);
-    read_layers(in, m, "item", "items", mid->item_layers, mid->item);
+    read_layers(in, m, "item", "items", mid->item_layers, 0, mid->item);
     for (int64_t g = 0; g < mid->groups && mid->width < m->hidden; g++) {
         mid->narrow[g] = linear(in, (place){"item", g}, "narrow", m->hidden, padded, FLOAT32);
     }
-    const int64_t last = m->layers - 1, heads = m->layer[last].heads, head = (m->head_size + 31) / 32 * 32;
+    const int64_t last = m->layers - 1;
     for (int64_t i = mid->query_layers; i < last; i++) {
         mid->state[i] = linear(in, (place){"layer", i}, "state", padded, 2 * m->layer[i].attention_output.inputs, dtype_of(m));
     }
-    mid->fold = linear(in, (place){"layer", last}, "fold", m->head_size, heads * padded, FLOAT32);
-    mid->unfold = linear(in, (place){"layer", last}, "unfold", padded, heads * head, FLOAT32);
+    read_folds(in, m, padded);
     char name[NAME_BYTES + 1];
-    mid->state_bias = section(in, name_of(name, (place){"layer", last}, "state_bias", ""), FLOAT32, 2, heads * m->head_size, 1, 1);
+    mid->state_bias = section(in, name_of(name, (place){"layer", last}, "state_bias", ""), FLOAT32, 2, m->layer[last].heads * m->head_size, 1, 1);
 }
 
 static void read_rest(reader *in, edr_model *m)
@@ -286,8 +298,9 @@ static edr_status open_model(reader *in, edr_model *model)
     look_for(in, "mid");
     const int is_mid = entry_of(in) != NULL;
     if (is_mid) read_mid_sizes(in, model);
-    if (in->status == EDR_OK) read_layers(in, model, "layer", "layers", model->layers, model->layer);
+    if (in->status == EDR_OK) read_layers(in, model, "layer", "layers", model->layers, !is_mid, model->layer);
     if (in->status == EDR_OK && is_mid) read_mid(in, model);
+    if (in->status == EDR_OK && !is_mid) read_folds(in, model, model->hidden);
     if (in->status == EDR_OK) read_rest(in, model);
     return in->status;
 }

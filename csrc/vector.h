@@ -14,6 +14,7 @@
  * BITS(p), MAX_S, MAX_U, MOST_S, MOST_U   where it pays: the bits of VW floats, and the larger, lane by lane or of all, of them as integers.
  * PICK(table, v)   where a set can: the floats of a table of 32 that the lowest five bits of v's lanes number.
  * FMA(a, b, c) is a * b + c: rounded once where the set has it, twice in plain C.
+ * SUM4(a, b, c, d, to) writes the sums over the lanes of four vectors to `to`.
  */
 #undef VF
 #undef VI
@@ -38,6 +39,7 @@
 #undef MIN
 #undef MAX
 #undef SUM
+#undef SUM4
 #undef LEAST
 #undef MOST
 #undef POW2
@@ -81,6 +83,7 @@
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define SUM(v) (v)
+#define SUM4(a, b, c, d, to) ((to)[0] = (a), (to)[1] = (b), (to)[2] = (c), (to)[3] = (d))
 #define LEAST(v) (v)
 #define MOST(v) (v)
 #define TO_FLOAT(i) ((float)(i))
@@ -149,6 +152,7 @@ static inline uint16_t bf16_scalar(float x)
 #define MIN(a, b) vminnmq_f32(a, b) /* of a number and a NaN it is the number */
 #define MAX(a, b) vmaxnmq_f32(a, b)
 #define SUM(v) vaddvq_f32(v)
+#define SUM4(a, b, c, d, to) vst1q_f32(to, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)))
 #define LEAST(v) vminnmvq_f32(v)
 #define MOST(v) vmaxnmvq_f32(v)
 #define TO_FLOAT(i) vcvtq_f32_s32(i)
@@ -238,6 +242,7 @@ static inline void store_bf16_neon(uint16_t *p, float32x4_t v)
 #define MIN(a, b) _mm256_min_ps(a, b)
 #define MAX(a, b) _mm256_max_ps(a, b)
 #define SUM(v) sum_avx2(v)
+#define SUM4(a, b, c, d, to) sum4_avx2(a, b, c, d, to)
 #define LEAST(v) least_avx2(v)
 #define MOST(v) most_avx2(v)
 #define TO_FLOAT(i) _mm256_cvtepi32_ps(i)
@@ -265,6 +270,14 @@ REDUCE(sum_avx2, _mm_add_ps)
 REDUCE(least_avx2, _mm_min_ps)
 REDUCE(most_avx2, _mm_max_ps)
 #undef REDUCE
+/* Within 128-bit halves: two partial sums of a and of b in turns, then one of each of the four. */
+TARGET static inline void sum4_avx2(__m256 a, __m256 b, __m256 c, __m256 d, float *to)
+{
+    const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    const __m256 four = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xEE));
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1)));
+}
 /* Pairs of rows, then pairs of pairs, within 128-bit halves; the halves are exchanged as the rows are loaded. */
 TARGET static inline void turn_avx2(const float *from, int64_t ldf, float *to, int64_t ldt)
 {
@@ -337,6 +350,7 @@ TARGET static inline void store_bf16_avx2(uint16_t *p, __m256 v)
 #define MIN(a, b) _mm512_min_ps(a, b)
 #define MAX(a, b) _mm512_max_ps(a, b)
 #define SUM(v) _mm512_reduce_add_ps(v)
+#define SUM4(a, b, c, d, to) sum4_avx512(a, b, c, d, to)
 #define LEAST(v) _mm512_reduce_min_ps(v)
 #define MOST(v) _mm512_reduce_max_ps(v)
 #define TO_FLOAT(i) _mm512_cvtepi32_ps(i)
@@ -358,6 +372,15 @@ TARGET static inline __m512 spread_avx512(const float *p)
     int32_t bits;
     memcpy(&bits, p, 4);
     return _mm512_castsi512_ps(_mm512_set1_epi32(bits));
+}
+TARGET static inline void sum4_avx512(__m512 a, __m512 b, __m512 c, __m512 d, float *to) /* see sum4_avx2 */
+{
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512 four = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xEE));
+    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(four), 1));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(four), upper);
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
 TARGET static inline void store_bf16_avx512(uint16_t *p, __m512 v)
 {

@@ -98,7 +98,7 @@ class Packer:
             if gelu not in GELUS:
                 raise self.refused(f"the GELU {gelu!r:.80}")
             self.numbers("gelu", [GELUS.index(gelu)])
-        widths = self.stack("layers", layers, self._layers)
+        widths = self.stack("layers", layers, self._layers, folds=self._export.states is None)
         self._embeddings(embeddings, positions, types)
         if pooled:
             self.linear("pooler", *self.weight_and_bias(pooler, hidden, hidden), "fp32")
@@ -113,8 +113,11 @@ class Packer:
         """A section of int32."""
         self._out[name] = np.array(values, np.int32)
 
-    def stack(self, ours: str, theirs: str, count: int) -> list[int]:
-        """`count` layers, their sizes first: section ``layers`` and ``layerNN.*``, or ``items`` and ``itemNN.*``."""
+    def stack(self, ours: str, theirs: str, count: int, *, folds: bool = False) -> list[int]:
+        """`count` layers, their sizes first: section ``layers`` and ``layerNN.*``, or ``items`` and ``itemNN.*``.
+
+        `folds`: the last one's keys and values become the maps that `_folds` makes.
+        """
         size = self._hidden // self._heads
         names = [f"{theirs}.{i}" for i in range(count)]
         sizes = [(self._rows(f"{name}.query.weight"), self._rows(f"{name}.intermediate.weight")) for name in names]
@@ -122,16 +125,14 @@ class Packer:
             raise self.refused(f"queries of {[width for width, _ in sizes]} outputs are not whole heads of {size}")
         self._out[ours] = np.array([[(w + self._spare(w)) // size, n + -n % 32] for w, n in sizes], np.int32)
         for i, (width, inner) in enumerate(sizes):
-            self._layer(f"{ours.removesuffix('s')}{i:02d}", names[i], width, inner)
+            self._layer(f"{ours.removesuffix('s')}{i:02d}", names[i], width, inner, folds=folds and i == count - 1)
         return [width for width, _ in sizes]
 
     def state_maps(self, ours: str, theirs: str, width: int, inputs: int, *, last: bool) -> None:
         """A joint layer's keys and values of states of so many numbers, which are filled up to a panel, as the heads are.
 
-        Of the last layer, where one row asks, the maps are applied to questions and answers instead: ``fold`` takes a head's question q to
-        the states, ``W_k^T q``, and ``unfold`` a mean of states to the head's answer; biases stand apart.
+        Of the last layer, where one row asks, the maps are applied to questions and answers instead (`_folds`); biases stand apart.
         """
-        size = self._hidden // self._heads
         more, spare = ((0, 0), (0, -inputs % PANEL)), self._spare(width)
         parts = [self.weight_and_bias(f"{theirs}.state_{name}", width, inputs) for name in ("key", "value")]
         key, value = (np.pad(np.pad(weight, more), ((0, spare), (0, 0))) for weight, _ in parts)
@@ -139,12 +140,18 @@ class Packer:
         if not last:
             self.linear(f"{ours}.state", np.concatenate([key, value]), np.concatenate(biases), self._precision)
             return
-        heads = (width + spare) // size
-        fold = key.reshape(heads, size, -1).transpose(0, 2, 1).reshape(-1, size)
-        unfold = np.pad(value.reshape(heads, size, -1), ((0, 0), (0, -size % PANEL), (0, 0))).reshape(-1, value.shape[1])
-        self.linear(f"{ours}.fold", np.ascontiguousarray(fold), np.zeros(len(fold), np.float32), "fp32")
-        self.linear(f"{ours}.unfold", unfold, np.zeros(len(unfold), np.float32), "fp32")
+        self._folds(ours, key, value, np.zeros_like(biases[1]))
         self._out[f"{ours}.state_bias"] = np.stack(biases)
+
+    def _folds(self, ours: str, key: Floats, value: Floats, bias: Floats) -> None:
+        """The maps of a last layer, whose row asks alone: ``fold`` takes a head's question q to what it looks at, ``W_k^T q`` (a key's bias
+        adds as much to every score), and ``unfold`` a mean of that to the head's answer, `bias` and all."""
+        size = self._hidden // self._heads
+        more = ((0, 0), (0, -size % PANEL), (0, 0))
+        fold = np.ascontiguousarray(key.reshape(-1, size, key.shape[1]).transpose(0, 2, 1)).reshape(-1, size)
+        unfold = np.pad(value.reshape(-1, size, value.shape[1]), more).reshape(-1, value.shape[1])
+        self.linear(f"{ours}.fold", fold, np.zeros(len(fold), np.float32), "fp32")
+        self.linear(f"{ours}.unfold", unfold, np.pad(bias.reshape(-1, size), more[:2]).ravel(), "fp32")
 
     def done(self) -> dict[str, NDArray[Any]]:
         """The arrays of engine.bin by section name, ``config`` first. Raises BuildError: a weight is left over."""
@@ -157,7 +164,7 @@ class Packer:
         size, are zero: they add nothing to any sum."""
         return -width % math.lcm(PANEL, self._hidden // self._heads)
 
-    def _layer(self, ours: str, theirs: str, width: int, inner: int) -> None:
+    def _layer(self, ours: str, theirs: str, width: int, inner: int, *, folds: bool) -> None:
         hidden = self._hidden
         size = hidden // self._heads
         spare, more = self._spare(width), -inner % 32
@@ -168,7 +175,11 @@ class Packer:
             weight, bias = self.weight_and_bias(f"{theirs}.{name}", width, hidden)
             weights.append(np.pad(weight * factor, ((0, spare), (0, 0))))
             biases.append(np.pad(bias * factor, (0, spare)))
-        self.linear(f"{ours}.qkv", np.concatenate(weights), np.concatenate(biases), self._precision)
+        if folds:
+            self.linear(f"{ours}.query", weights[0], biases[0], self._precision)
+            self._folds(ours, *weights[1:], biases[2])
+        else:
+            self.linear(f"{ours}.qkv", np.concatenate(weights), np.concatenate(biases), self._precision)
         mix, mix_bias = self.weight_and_bias(f"{theirs}.attention_output", hidden, width)
         self.linear(f"{ours}.attention_output", np.pad(mix, ((0, 0), (0, spare))), mix_bias, self._precision)
         self._norm(f"{ours}.attention_norm", f"{theirs}.attention_norm")

@@ -30,8 +30,8 @@ int main(int argc, char **argv)
         reads[i] = (int32_t)(i < groups ? i : groups - 1);
         mid->state[alone + i] = random_linear(padded, 2 * h);
     }
-    mid->fold = (edr_linear){random_floats(padded * h, -0.1f, 0.1f), random_floats(h / 32 * padded, 0, 0), NULL, NULL, 32, h / 32 * padded};
-    mid->unfold = (edr_linear){random_floats(padded * h, -0.1f, 0.1f), random_floats(h, 0, 0), NULL, NULL, padded, h};
+    model.fold = random_fold(32, padded, h / 32 * padded);
+    model.unfold = random_fold(padded, padded, h);
     mid->state_bias = random_floats(2 * h, -0.1f, 0.1f);
     static int32_t ids[MOST * LENGTH], query[32];
     static int64_t starts[MOST], lengths[MOST];

@@ -99,12 +99,25 @@ static inline void add_linear(engine_file *f, const char *part, int64_t k, int64
 
 #define NUMBERED(what, part) (snprintf(name, sizeof name, "%s%02d.%s", what, (int)i, part), name)
 
-static inline void add_layers(engine_file *f, const char *what, int64_t count, const int32_t *sizes, int weights)
+/* The last layer's maps to vectors of n numbers, and back. */
+static inline void add_folds(engine_file *f, int64_t i, int64_t heads, int64_t n)
+{
+    char name[32];
+    add_linear(f, NUMBERED("layer", "fold"), HEAD, heads * n, 0);
+    add_linear(f, NUMBERED("layer", "unfold"), n, heads * ((HEAD + 31) / 32 * 32), 0);
+}
+
+/* Of the last layer only queries are projected where it `folds`. */
+static inline void add_layers(engine_file *f, const char *what, int64_t count, const int32_t *sizes, int folds, int weights)
 {
     char name[32];
     for (int64_t i = 0; i < count; i++) {
         const int64_t width = sizes[2 * i] * HEAD, inner = sizes[2 * i + 1];
-        add_linear(f, NUMBERED(what, "qkv"), HIDDEN, 3 * width, weights);
+        if (folds && i == count - 1) {
+            add_linear(f, NUMBERED(what, "query"), HIDDEN, width, weights);
+        } else {
+            add_linear(f, NUMBERED(what, "qkv"), HIDDEN, 3 * width, weights);
+        }
         add_linear(f, NUMBERED(what, "attention_output"), width, HIDDEN, weights);
         add_norm(f, NUMBERED(what, "attention_norm"));
         add_linear(f, NUMBERED(what, "up"), HIDDEN, inner, weights);
@@ -123,17 +136,18 @@ static inline void add_mid(engine_file *f, int weights, int state_kind, int widt
     memcpy(add(f, "keeps", 5, GROUPS, 1, 1, 1, 0, 0), KEEPS, sizeof KEEPS);
     memcpy(add(f, "reads", 5, MID_LAYERS - QUERY_LAYERS, 1, 1, 1, 0, 0), READS, sizeof READS);
     memcpy(add(f, "items", 5, ITEM_LAYERS, 2, 1, 1, 0, 0), MID_SIZES, sizeof(int32_t) * 2 * ITEM_LAYERS);
-    add_layers(f, "item", ITEM_LAYERS, MID_SIZES, weights);
+    add_layers(f, "item", ITEM_LAYERS, MID_SIZES, 0, weights);
     for (int64_t i = 0; i < GROUPS && width < HIDDEN; i++) add_linear(f, NUMBERED("item", "narrow"), HIDDEN, padded, 0);
     for (int64_t i = QUERY_LAYERS; i < MID_LAYERS - 1; i++) add_linear(f, NUMBERED("layer", "state"), padded, 2 * MID_SIZES[2 * i] * HEAD, weights);
     const int64_t i = MID_LAYERS - 1, heads = MID_SIZES[2 * i];
-    add_linear(f, NUMBERED("layer", "fold"), HEAD, heads * padded, 0);
-    add_linear(f, NUMBERED("layer", "unfold"), padded, heads * ((HEAD + 31) / 32 * 32), 0);
+    add_folds(f, i, heads, padded);
     add(f, NUMBERED("layer", "state_bias"), 7, 2, heads * HEAD, 1, 1, -0.2f, 0.2f);
 }
 
 /* Whether the files say that their GELU is the tanh approximation. */
 static int tanh_files;
+/* How many of LAYERS a cross student has. */
+static int32_t cross_layers = LAYERS;
 
 /* The whole file: weights of one kind, with or without features and the pooler; of a mid-fusion student when `width` is above 0. */
 static inline engine_file build_student(int weights, int features, int pooler, int state_kind, int width)
@@ -141,11 +155,12 @@ static inline engine_file build_student(int weights, int features, int pooler, i
     engine_file f = {.size = 64 + 128 * TABLE_ENTRIES, .state = 7};
     f.bytes = aligned_room(LARGEST_FILE, &f.whole);
     memset(f.bytes, 0, LARGEST_FILE);
-    const int32_t layers = width > 0 ? MID_LAYERS : LAYERS, *sizes = width > 0 ? MID_SIZES : LAYER_SIZES;
+    const int32_t layers = width > 0 ? MID_LAYERS : cross_layers, *sizes = width > 0 ? MID_SIZES : LAYER_SIZES;
     const int32_t config[11] = {HIDDEN, HEAD, layers, VOCAB, POSITIONS, TYPES, pooler, features ? BUCKETS : 0, features ? WIDTH : 0, features ? DEPTH : 0, weights};
     memcpy(add(&f, "config", 5, 11, 1, 1, 1, 0, 0), config, sizeof config);
     memcpy(add(&f, "layers", 5, layers, 2, 1, 1, 0, 0), sizes, sizeof(int32_t) * 2 * (size_t)layers);
-    add_layers(&f, "layer", layers, sizes, weights);
+    add_layers(&f, "layer", layers, sizes, width == 0, weights);
+    if (width == 0) add_folds(&f, layers - 1, sizes[2 * (layers - 1)], HIDDEN);
     add(&f, "word", weights == INTEGERS ? DTYPE_INT8 : weights == HALVES ? DTYPE_UINT16 : DTYPE_FLOAT32, VOCAB, HIDDEN, 1, 1, -1, 1);
     if (weights == INTEGERS) add(&f, "word.scale", 7, VOCAB, 1, 1, 1, 0.004f, 0.008f);
     add(&f, "position", 7, POSITIONS, HIDDEN, 1, 1, -0.5f, 0.5f);

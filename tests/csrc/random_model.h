@@ -45,6 +45,13 @@ static inline edr_layer random_layer(int64_t h)
                        random_norm(h), random_norm(h)};
 }
 
+/* The maps of a last layer, float32, from `inputs` to `outputs` numbers; their sizes are those of maps over `size` numbers. */
+static inline edr_linear random_fold(int64_t inputs, int64_t size, int64_t outputs)
+{
+    const float most = 1.0f / sqrtf((float)size);
+    return (edr_linear){random_floats(inputs * outputs, -most, most), random_floats(outputs, 0, 0), NULL, NULL, inputs, outputs};
+}
+
 /* Heads of 32 and an inner size of four times the hidden one, without pooler and features. Nothing is freed: the process ends. */
 static inline edr_model random_model(int64_t layers, int64_t h)
 {
@@ -57,6 +64,8 @@ static inline edr_model random_model(int64_t layers, int64_t h)
     m.type = random_floats(2 * h, -0.5f, 0.5f);
     m.embedding_norm = random_norm(h);
     for (int64_t i = 0; i < layers; i++) m.layer[i] = random_layer(h);
+    m.fold = random_fold(32, h, h / 32 * h);
+    m.unfold = random_fold(h, 32, h);
     m.head = random_floats(h + 1, -0.3f, 0.3f);
     return m;
 }

@@ -51,14 +51,15 @@ static void test_cuts(int weights, int features, int pooler)
  * What rows have in common is computed once, and no row can tell: `common` tokens in front of all rows or, if `odd` is
  * above 0, of all but the last, which has only `odd` of them.
  */
-static void test_common(int weights, int layers, int64_t common, int64_t most, int64_t odd)
+static void test_common(int weights, int32_t layers, int64_t common, int64_t most, int64_t odd)
 {
     enum { MANY = 70 }; /* more than a chunk */
+    cross_layers = layers; /* with one layer the first is the last */
     engine_file f = build_file(weights, 0, 0);
+    cross_layers = LAYERS;
     edr_model m;
     void *mapped, *whole;
     CHECK(edr_model_open(sealed(&f, &mapped), f.size, &m, NULL) == EDR_OK);
-    m.layers = layers; /* with one layer the first is the last */
     rows r;
     make_rows(&r, MANY, 0, 11);
     uint64_t state = 12;

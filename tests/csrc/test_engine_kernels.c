@@ -225,6 +225,71 @@ static void test_attention(const edr_engine_kernels *k)
     }
 }
 
+/* One row's folded questions, with keys and values beside what it looks at and without; the sums may take the questions' place. */
+static void test_folded(const edr_engine_kernels *k)
+{
+    uint64_t state = 8;
+    for (int round = 0; round < 200; round++) {
+        const int64_t heads = 1 + random_below(&state, 13), s = 1 + random_below(&state, 40), n = 32 * (1 + random_below(&state, 4)), width = heads * s;
+        const int64_t own = round % 2 ? 1 + random_below(&state, 9) : 0, t = (own > 0 ? 0 : 1) + random_below(&state, 40), ld = n + random_below(&state, 3) * 32;
+        float *questions = make_room((size_t)((heads - 1) * ld + n) * 4), *x = make_room((size_t)(t * n) * 4), *q = make_room((size_t)width * 4);
+        float *keys = make_room((size_t)(own * width) * 4), *v = make_room((size_t)(own * width) * 4), *extra = make_room((size_t)heads * 4);
+        float *mixed = round % 4 < 2 ? questions : make_room((size_t)(heads * n) * 4), *out = make_room((size_t)width * 4), *weight = make_room((size_t)heads * 4);
+        float *room = make_room((size_t)EDR_FOLDED_ROOM(t + own) * 4);
+        const int64_t ldm = mixed == questions ? ld : n;
+        for (int64_t h = 0; h < heads; h++) {
+            for (int64_t i = 0; i < n; i++) questions[h * ld + i] = uniform(&state, 0.5f);
+            extra[h] = uniform(&state, 1);
+        }
+        for (int64_t i = 0; i < t * n; i++) x[i] = uniform(&state, 1);
+        for (int64_t i = 0; i < width; i++) q[i] = uniform(&state, 1);
+        for (int64_t i = 0; i < own * width; i++) keys[i] = uniform(&state, 1), v[i] = uniform(&state, 1);
+        const edr_keys beside = {keys, v, width, own};
+        const edr_folded a = {questions, mixed, ld, ldm, own > 0 ? q : NULL, own > 0 ? extra : NULL, own > 0 ? out : NULL, own > 0 ? weight : NULL};
+        double p[13][48], off = 0;
+        for (int64_t h = 0; h < heads; h++) {
+            double sum = 0;
+            for (int64_t j = 0; j < t + own; j++) {
+                double score = j < t && own > 0 ? extra[h] : 0;
+                for (int64_t i = 0; i < n && j < t; i++) score += (double)questions[h * ld + i] * x[j * n + i];
+                for (int64_t i = 0; i < s && j >= t; i++) score += (double)q[h * s + i] * keys[(j - t) * width + h * s + i];
+                sum += p[h][j] = exp(score);
+            }
+            for (int64_t j = 0; j < t + own; j++) p[h][j] /= sum;
+        }
+        k->attend_folded(&a, heads, s, own > 0 ? &beside : NULL, x, t, n, room);
+        for (int64_t h = 0; h < heads; h++) {
+            double seen = 0;
+            for (int64_t j = 0; j < t; j++) seen += p[h][j];
+            for (int64_t i = 0; i < n; i++) {
+                double y = 0;
+                for (int64_t j = 0; j < t; j++) y += p[h][j] * x[j * n + i];
+                off = fmax(off, fabs(mixed[h * ldm + i] - y));
+            }
+            for (int64_t i = 0; i < s && own > 0; i++) {
+                double y = 0;
+                for (int64_t j = 0; j < own; j++) y += p[h][t + j] * v[j * width + h * s + i];
+                off = fmax(off, fabs(out[h * s + i] - y));
+            }
+            if (own > 0) off = fmax(off, fabs(weight[h] - seen));
+        }
+        CHECK(off < 2e-5);
+        if (t > 0) {
+            for (int64_t h = 0; h < heads; h++) {
+                for (int64_t i = 0; i < n; i++) questions[h * ld + i] = uniform(&state, 0.5f);
+            }
+            x[random_below(&state, t) * n + random_below(&state, n)] = round % 3 ? NAN : INFINITY;
+            k->attend_folded(&a, heads, s, own > 0 ? &beside : NULL, x, t, n, room);
+            int odd = 1;
+            for (int64_t h = 0; h < heads; h++) odd &= isnan(mixed[h * ldm]) && isnan(mixed[h * ldm + n - 1]);
+            CHECK(odd);
+        }
+        void *all_of_them[] = {questions, x, q, keys, v, extra, out, weight, room};
+        for (int i = 0; i < 9; i++) free_room(all_of_them[i]);
+        if (mixed != questions) free_room(mixed);
+    }
+}
+
 /* Exactly what float32 arithmetic gives, ties to even; a row of zeros; a number that is not finite spoils the scale. */
 static void test_rounding_of_states(const edr_engine_kernels *k)
 {
@@ -262,6 +327,7 @@ int main(void)
             test_companies(k);
             test_rounding(k);
             test_attention(k);
+            test_folded(k);
             test_rounding_of_states(k);
         }
         if (check_failed != failed) fprintf(stderr, "  with %s\n", edr_isa_name(isa));
