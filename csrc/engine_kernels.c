@@ -70,6 +70,7 @@ static inline void dot_tile_scalar(int32_t sum[1][EDR_PANEL], const uint8_t *x, 
 #include "vector.h"
 #define TILE_ROWS 1
 #define TILE_F32 1
+#define TILE_F32_MID 1
 #define TILE_U8 1
 #define TILE_U8_MID 1
 #define TILE_U8_LOW 1
@@ -83,6 +84,7 @@ static inline void dot_tile_scalar(int32_t sum[1][EDR_PANEL], const uint8_t *x, 
 #undef EDR_VECTOR
 #undef TILE_ROWS
 #undef TILE_F32
+#undef TILE_F32_MID
 #undef TILE_U8
 #undef TILE_U8_MID
 #undef TILE_U8_LOW
@@ -133,6 +135,7 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
 
 #define TILE_ROWS 3
 #define TILE_F32 3
+#define TILE_F32_MID 1
 #define TILE_U8 3
 #define TILE_U8_MID 2
 #define TILE_U8_LOW 1
@@ -148,6 +151,7 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
 #include "kernels_product.h"
 #undef TILE_ROWS
 #undef TILE_F32
+#undef TILE_F32_MID
 #undef TILE_U8
 #undef TILE_U8_MID
 #undef TILE_U8_LOW
@@ -190,6 +194,7 @@ TARGET static ALWAYS_INLINE void dot_tile_avxvnni(__m256i sum[3][4], const uint8
 
 #define TILE_ROWS 3
 #define TILE_F32 3
+#define TILE_F32_MID 1
 #define TILE_U8 3
 #define TILE_U8_MID 2
 #define TILE_U8_LOW 1
@@ -199,6 +204,7 @@ TARGET static ALWAYS_INLINE void dot_tile_avxvnni(__m256i sum[3][4], const uint8
 #undef EDR_VNNI
 #undef TILE_ROWS
 #undef TILE_F32
+#undef TILE_F32_MID
 #undef TILE_U8
 #undef TILE_U8_MID
 #undef TILE_U8_LOW
@@ -230,6 +236,7 @@ static const float gelu_pieces[3][32] = {
 #include "vector.h"
 #define TILE_ROWS 12
 #define TILE_F32 12
+#define TILE_F32_MID 4
 #define TILE_BF16 6
 #define TILE_BF16_MID 4
 #define TILE_BF16_LOW 2

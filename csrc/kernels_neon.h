@@ -50,6 +50,7 @@ TARGET static ALWAYS_INLINE void dot_quarter_neon(int32x4_t sum[3][8], int from,
 
 #define TILE_ROWS 3
 #define TILE_F32 3
+#define TILE_F32_MID 1
 #define TILE_U8 3
 #define TILE_U8_MID 2
 #define TILE_U8_LOW 1

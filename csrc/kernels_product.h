@@ -75,17 +75,20 @@ TARGET static ALWAYS_INLINE void FN(tile_f32)(const edr_linear *w, int64_t panel
 }
 
 ENDINGS(tall, f32, TILE_F32, EDR_GELU)
+ENDINGS(mid, f32, TILE_F32_MID, EDR_GELU)
 ENDINGS(low, f32, 1, EDR_GELU)
 
 TARGET static void FN(product_f32)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
                                    int then)
 {
     static const tiles tall[4] = {FN(tall_store_f32), FN(tall_gelu_f32), FN(tall_add_f32), FN(tall_tanh_f32)};
+    static const tiles mid[4] = {FN(mid_store_f32), FN(mid_gelu_f32), FN(mid_add_f32), FN(mid_tanh_f32)};
     static const tiles low[4] = {FN(low_store_f32), FN(low_gelu_f32), FN(low_add_f32), FN(low_tanh_f32)};
-    const int64_t whole = m / TILE_F32 * TILE_F32;
+    const int64_t whole = m / TILE_F32 * TILE_F32, most = m - (m - whole) % TILE_F32_MID;
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
         tall[then](w, p, x, 0, whole, out, ldo, NULL);
-        low[then](w, p, x, whole, m, out, ldo, NULL);
+        mid[then](w, p, x, whole, most, out, ldo, NULL);
+        low[then](w, p, x, most, m, out, ldo, NULL);
     }
 }
 

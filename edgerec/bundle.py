@@ -8,27 +8,22 @@ from a place you trust. Layout: docs/formats.md, "Bundle".
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
-import secrets
-import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from threading import Thread
 from typing import IO, Any
 
 from .errors import BundleError
-from .manifest import COMPILED_TOKENIZER, MANIFEST, MAX_FILE_BYTES, FileEntry, Manifest, content_id, is_plain_name, json_object, parse_json
+from .manifest import CHUNK_BYTES, COMPILED_TOKENIZER, MANIFEST, MAX_FILE_BYTES, FileEntry, Manifest, content_id, json_object, parse_json
 
 __all__ = [
     "BundleReader",
     "FileEntry",
     "Manifest",
-    "check_target",
     "content_id",
     "describe",
     "map_file",
@@ -36,11 +31,9 @@ __all__ = [
     "read_json",
     "read_manifest",
     "verify_bundle",
-    "write_bundle",
 ]
 
 _MAX_MANIFEST_BYTES = 1 << 20
-_CHUNK_BYTES = 1 << 20
 _KEPT_BYTES = 1 << 20
 """A file of a bundle that is being verified is kept for those who read it next, if it is no larger."""
 _MAPPED = ("tokenizer.json", COMPILED_TOKENIZER)
@@ -64,7 +57,7 @@ def read_file(path: str | os.PathLike[str], manifest: Manifest, name: str) -> by
     if entry is None:
         raise BundleError(f"{root}: {name} is not listed in {MANIFEST}")
     data = _read(root, name, exact_bytes=entry.bytes)
-    _compare(root, name, entry, hashlib.sha256(data).hexdigest())
+    _Check(root, name, entry, data).all()
     return data
 
 
@@ -77,9 +70,8 @@ def map_file(path: str | os.PathLike[str], manifest: Manifest, name: str) -> mma
     entry = manifest.files.get(name)
     if entry is None:
         raise BundleError(f"{root}: {name} is not listed in {MANIFEST}")
-    with _open(root, name, exact_bytes=entry.bytes) as stream:
-        data = mmap.mmap(stream.fileno(), entry.bytes, access=mmap.ACCESS_READ) if entry.bytes else b""
-    _compare(root, name, entry, hashlib.sha256(data).hexdigest())
+    data = _map(root, name, entry)
+    _Check(root, name, entry, data).all()
     return data
 
 
@@ -93,6 +85,37 @@ def bundle_files(path: str | os.PathLike[str]) -> dict[str, bytes]:
     root = Path(path)
     manifest = read_manifest(root)
     return {name: read_file(root, manifest, name) for name in manifest.files} | {MANIFEST: (root / MANIFEST).read_bytes()}
+
+
+class _Check:
+    """A file's content, being hashed chunk by chunk, where the manifest has chunks of it: several threads may `work` on it."""
+
+    def __init__(self, root: Path, name: str, entry: FileEntry, data: mmap.mmap | bytes) -> None:
+        self._root, self._name, self._entry, self.data = root, name, entry, data
+        self._left = [*enumerate(entry.chunks)] or [(0, entry.sha256)]
+        self._found: list[tuple[int, str, str]] = []
+
+    def work(self) -> None:
+        """Hash what no other thread has taken."""
+        step = CHUNK_BYTES if self._entry.chunks else max(self._entry.bytes, 1)
+        with suppress(IndexError), memoryview(self.data) as view:
+            while True:
+                number, said = self._left.pop()
+                with view[number * step : (number + 1) * step] as chunk:
+                    self._found.append((number * step, said, hashlib.sha256(chunk).hexdigest()))
+
+    def all(self) -> None:
+        """Hash the whole of it. Raises BundleError."""
+        self.work()
+        self.done()
+
+    def done(self) -> None:
+        """After all threads have worked. Raises BundleError: what was hashed is not what the manifest says."""
+        for start, said, found in sorted(self._found):
+            if found != said:
+                where = f" from byte {start} on" if self._entry.chunks else ""
+                what = f"{self._name} has sha256 {found[:12]}...{where}"
+                raise BundleError(f"{self._root}: {what}, {MANIFEST} says {said[:12]}...; it was damaged or changed")
 
 
 class BundleReader:
@@ -115,24 +138,25 @@ class BundleReader:
         self._mapped: dict[str, mmap.mmap | bytes] = {}
         self._read: dict[str, bytes] = {}
         self._decoded: dict[str, Any] = {}
-        self._begun: dict[str, Thread] = {}
+        self._begun: dict[str, tuple[_Check, Thread]] = {}
 
     def begin(self, name: str) -> None:
-        """Start to map and hash a large file, on a thread of its own: `map` waits for it, and says what is wrong with it."""
-
-        def work() -> None:
-            with suppress(BundleError):
-                self._mapped[name] = map_file(self.root, self.manifest, name)
-
-        thread = Thread(target=work, name="edgerec-open", daemon=True)
-        with suppress(RuntimeError):  # the system has no thread: `map` does it all
+        """Start to hash a large file, on a thread of its own: `map` helps it with the rest, and says what is wrong."""
+        with suppress(BundleError, KeyError, RuntimeError):  # the last: the system has no thread. `map` does it all
+            entry = self.manifest.files[name]
+            check = _Check(self.root, name, entry, _map(self.root, name, entry))
+            thread = Thread(target=check.work, name="edgerec-open", daemon=True)
             thread.start()
-            self._begun[name] = thread
+            self._begun[name] = check, thread
 
     def map(self, name: str) -> mmap.mmap | bytes:
         """As `map_file`."""
         if (begun := self._begun.pop(name, None)) is not None:
-            begun.join()
+            check, thread = begun
+            check.work()
+            thread.join()
+            check.done()
+            self._mapped[name] = check.data
         if name not in self._mapped:
             self._mapped[name] = map_file(self.root, self.manifest, name)
         return self._mapped[name]
@@ -169,7 +193,7 @@ class BundleReader:
             elif entry.bytes <= _KEPT_BYTES:
                 self.read(name)
             else:
-                _hash_file(root, name, entry)
+                read_file(root, manifest, name)  # not mapped: a disk that fails under a mapping ends the process
         model = json_object(self.json("model.json"), f"{root}: model.json")
         found = content_id(self.map("tokenizer.json"), self.json("features.json"), model.get("text"), model.get("states"))
         if found != manifest.content_id:
@@ -187,65 +211,11 @@ def verify_bundle(path: str | os.PathLike[str]) -> Manifest:
     """
     files = BundleReader(path)
     files.verify()
+    for name, entry in files.manifest.files.items():
+        if entry.chunks:  # each was right; the hash of the whole is for other programs
+            data = _read(files.root, name, exact_bytes=entry.bytes)
+            _Check(files.root, name, FileEntry(entry.sha256, entry.bytes), data).all()
     return files.manifest
-
-
-def write_bundle(
-    path: str | os.PathLike[str],
-    files: Mapping[str, bytes | Path],
-    *,
-    model_version: str,
-    backend: str,
-    precision: str,
-    content_id: str,
-    fingerprint: Mapping[str, str | list[str]],
-    replace: bool = False,
-) -> Manifest:
-    """Write a bundle so that ``path`` is either absent (or the old bundle) or complete.
-
-    The files go to a sibling folder, are synced to disk, and one rename puts the folder in place. With ``replace`` the old bundle is
-    renamed away first and removed after: between the two renames ``path`` does not exist, so a running server should be given a new
-    path and not see its own replaced.
-
-    Parameters
-    ----------
-    files : content by name; a Path is copied.
-    replace : allow ``path`` to exist, if it is a bundle.
-
-    Raises
-    ------
-    BundleError : ``path`` exists and may not be replaced, a name or field is not allowed, or the disk refuses.
-    """
-    root = Path(path)
-    check_target(root, replace=replace)
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with _sibling(root) as temporary:
-            entries = {name: _write(temporary, name, content) for name, content in sorted(files.items())}
-            created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-            manifest = Manifest(model_version, backend, precision, content_id, created, fingerprint, entries)
-            # What is written must be what is accepted: the same check, on the same JSON.
-            manifest = Manifest.from_json(manifest.to_json())
-            _write(temporary, MANIFEST, json.dumps(manifest.to_json(), indent=1).encode() + b"\n")
-            _sync_folder(temporary)
-            _put_in_place(temporary, root)
-            _sync_folder(root.parent)
-    except OSError as error:
-        raise BundleError(f"{root}: the bundle could not be written: {error}") from error
-    return manifest
-
-
-def check_target(path: str | os.PathLike[str], *, replace: bool = False) -> None:
-    """Raise BundleError if `write_bundle` would refuse ``path``: it exists, and is not a bundle that may be replaced."""
-    root = Path(path)
-    if root.is_symlink():
-        raise BundleError(f"{root} is a symbolic link; give the folder it points to, or a new path")
-    if not root.exists():
-        return
-    if not replace:
-        raise BundleError(f"{root} exists; give a new path, or ask for it to be replaced")
-    if not (root / MANIFEST).is_file():
-        raise BundleError(f"{root} exists and is not a bundle (no {MANIFEST}); it will not be replaced")
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -300,76 +270,6 @@ def _read(root: Path, name: str, *, exact_bytes: int | None = None, max_bytes: i
         return stream.read(max_bytes if exact_bytes is None else exact_bytes)
 
 
-def _hash_file(root: Path, name: str, entry: FileEntry) -> None:
-    digest = hashlib.sha256()
+def _map(root: Path, name: str, entry: FileEntry) -> mmap.mmap | bytes:
     with _open(root, name, exact_bytes=entry.bytes) as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    _compare(root, name, entry, digest.hexdigest())
-
-
-def _compare(root: Path, name: str, entry: FileEntry, found: str) -> None:
-    if found != entry.sha256:
-        raise BundleError(f"{root}: {name} has sha256 {found[:12]}..., {MANIFEST} says {entry.sha256[:12]}...; it was damaged or changed")
-
-
-@contextmanager
-def _sibling(root: Path) -> Iterator[Path]:
-    """A new folder beside ``root`` (same file system, so that a rename is atomic), removed if it is still there at the end."""
-    temporary = _unique(root, "tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _unique(root: Path, kind: str) -> Path:
-    return root.with_name(f".{root.name}.{secrets.token_hex(6)}.{kind}")
-
-
-def _write(folder: Path, name: str, content: bytes | Path) -> FileEntry:
-    if not is_plain_name(name):
-        raise BundleError(f"{name!r:.80} is not a plain file name")
-    digest, size = hashlib.sha256(), 0
-    with open(folder / name, "xb") as target:
-        for chunk in _chunks(content):
-            target.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
-        target.flush()
-        os.fsync(target.fileno())
-    return FileEntry(digest.hexdigest(), size)
-
-
-def _chunks(content: bytes | Path) -> Iterator[bytes]:
-    if isinstance(content, bytes):
-        yield content
-        return
-    with open(content, "rb") as source:
-        while chunk := source.read(_CHUNK_BYTES):
-            yield chunk
-
-
-def _put_in_place(temporary: Path, root: Path) -> None:
-    if not root.exists():
-        os.rename(temporary, root)
-        return
-    old = _unique(root, "old")
-    os.rename(root, old)
-    try:
-        os.rename(temporary, root)
-    except OSError:
-        os.rename(old, root)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # Some file systems refuse fsync on a folder; the rename is atomic there all the same.
-        with suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return mmap.mmap(stream.fileno(), entry.bytes, access=mmap.ACCESS_READ) if entry.bytes else b""

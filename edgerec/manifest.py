@@ -28,6 +28,9 @@ COMPILED_TOKENIZER = "tokenizer.bin"
 REQUIRED_FILES = ("tokenizer.json", "features.json", "model.json", "parity.json")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 MAX_FILE_BYTES = 1 << 40
+CHUNK_BYTES = 1 << 20
+"""A larger file has a hash for every so many bytes too, unless that makes more than ``MAX_CHUNKS``: several threads check it at once."""
+MAX_CHUNKS = 1024
 
 _MAX_FILES = 64
 _MAX_DEPTH = 64
@@ -50,10 +53,15 @@ def json_object(value: object, what: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """What the manifest says of one file: ``sha256`` in lower-case hex and its size in ``bytes``."""
+    """What the manifest says of one file: ``sha256`` in lower-case hex, its size in ``bytes``, the hashes of its ``chunks``, or none."""
 
     sha256: str
     bytes: int
+    chunks: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``files`` has for it."""
+        return {"sha256": self.sha256, "bytes": self.bytes} | ({"chunks": list(self.chunks)} if self.chunks else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,7 @@ class Manifest:
             "content_id": self.content_id,
             "created": self.created,
             "fingerprint": dict(self.fingerprint),
-            "files": {name: {"sha256": entry.sha256, "bytes": entry.bytes} for name, entry in self.files.items()},
+            "files": {name: entry.to_json() for name, entry in self.files.items()},
         }
 
     @classmethod
@@ -126,7 +134,7 @@ class Manifest:
             size = entry.get("bytes")
             if type(size) is not int or not 0 <= size <= MAX_FILE_BYTES:
                 raise BundleError(f"manifest.json: files: {name}: bytes is {size!r:.80}, expected an integer from 0 to {MAX_FILE_BYTES}")
-            files[name] = FileEntry(_text(entry, "sha256", _SHA256), size)
+            files[name] = FileEntry(_text(entry, "sha256", _SHA256), size, _chunks(entry.get("chunks", []), name, size))
         for name in (ENGINE_FILES[backend], *REQUIRED_FILES):
             if name not in files:
                 raise BundleError(f"manifest.json: files lacks {name}, which a bundle for backend {backend!r} must have")
@@ -227,6 +235,14 @@ def _text(owner: dict[str, Any], key: str, pattern: re.Pattern[str]) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value):
         raise BundleError(f"{MANIFEST}: {key} is {value!r:.80}, expected text matching {pattern.pattern}")
     return value
+
+
+def _chunks(value: object, name: str, size: int) -> tuple[str, ...]:
+    if not isinstance(value, list) or (value and len(value) != -(-size // CHUNK_BYTES)):
+        raise BundleError(f"{MANIFEST}: files: {name}: chunks is no list of one hash for each {CHUNK_BYTES} of its {size} bytes")
+    if not all(isinstance(one, str) and _SHA256.fullmatch(one) for one in value):
+        raise BundleError(f"{MANIFEST}: files: {name}: chunks holds what is no hash, expected text matching {_SHA256.pattern}")
+    return tuple(value)
 
 
 def _fingerprint(value: object) -> dict[str, str | list[str]]:

@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 
 from edgerec.bundle import (
     BundleReader,
-    check_target,
     content_id,
     describe,
     read_file,
     read_json,
     read_manifest,
     verify_bundle,
-    write_bundle,
 )
+from edgerec.bundle_writer import check_target, write_bundle
 from edgerec.errors import BundleError
 from edgerec.manifest import Manifest, parse_json
 
@@ -153,6 +152,38 @@ def test_a_changed_byte_is_found_by_verify_and_by_read(bundle: Path) -> None:
         verify_bundle(bundle)
     with pytest.raises(BundleError, match=r"engine\.onnx has sha256"):
         read_file(bundle, manifest, "engine.onnx")
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["by two threads", "by one"])
+def test_a_large_file_is_hashed_in_chunks_and_a_changed_byte_is_found_in_any(tmp_path: Path, begun: bool) -> None:
+    content = bytes(range(256)) * 4096 * 2 + b"the rest"
+    manifest = write(tmp_path / "bundle", {**FILES, "engine.onnx": content})
+    assert [len(manifest.files[name].chunks) for name in ("engine.onnx", "model.json")] == [3, 0]
+    for place in (0, (1 << 20) - 1, 1 << 20, len(content) - 1):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        for data, refused in ((content, False), (bytes(damaged), True)):
+            (tmp_path / "bundle" / "engine.onnx").write_bytes(data)
+            reader = BundleReader(tmp_path / "bundle")
+            if begun:
+                reader.begin("engine.onnx")
+            if not refused:
+                assert bytes(reader.map("engine.onnx")) == content
+                continue
+            with pytest.raises(BundleError, match=rf"engine\.onnx has sha256 .* from byte {place >> 20 << 20} on"):
+                reader.map("engine.onnx")
+            with pytest.raises(BundleError, match=r"engine\.onnx has sha256"):
+                verify_bundle(tmp_path / "bundle")
+
+
+def test_hashing_that_was_begun_leaves_it_to_map_to_complain(tmp_path: Path) -> None:
+    write(tmp_path / "bundle", FILES)
+    (tmp_path / "bundle" / "engine.onnx").unlink()
+    reader = BundleReader(tmp_path / "bundle")
+    reader.begin("engine.onnx")
+    reader.begin("no such file")
+    with pytest.raises(BundleError, match="cannot be opened"):
+        reader.map("engine.onnx")
 
 
 def test_a_file_that_is_not_listed_cannot_be_read(bundle: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from fixtures_ranker import IDS, ITEMS, SCORE_TOLERANCE, USER, make_shop
 
 from edgerec import Catalog, Ranker
-from edgerec.bundle import content_id, read_manifest, write_bundle
+from edgerec.bundle import content_id, read_manifest
+from edgerec.bundle_writer import write_bundle
 from edgerec.errors import BundleError, EngineError, FeatureError
 from edgerec.features import FeatureSpec, add_golden
 from edgerec.segment import SectionFile

@@ -23,7 +23,8 @@ from edgerec._wordpiece import SECTIONS, Wordpiece
 from edgerec.builder import build_engine, wordpiece
 from edgerec.builder.wordpiece import COMPILED, aligned, compile_tokenizer
 from edgerec.builder.wordpiece_check import check_ids
-from edgerec.bundle import content_id, read_manifest, write_bundle
+from edgerec.bundle import content_id, read_manifest
+from edgerec.bundle_writer import write_bundle
 from edgerec.catalog import Catalog, build_catalog
 from edgerec.errors import BuildError, BundleError
 from edgerec.segment import SectionFile

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bundle import check_target
+from ..bundle_writer import check_target
 from ..engine import open_engine
 from ..engine.machine import cpu_flags, int8_saturates
 from ..errors import BuildError, BundleError, EngineError

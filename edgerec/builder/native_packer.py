@@ -177,7 +177,7 @@ class Packer:
             biases.append(np.pad(bias * factor, (0, spare)))
         if folds:
             self.linear(f"{ours}.query", weights[0], biases[0], self._precision)
-            self._folds(ours, *weights[1:], biases[2])
+            self._folds(ours, weights[1], weights[2], biases[2])
         else:
             self.linear(f"{ours}.qkv", np.concatenate(weights), np.concatenate(biases), self._precision)
         mix, mix_bias = self.weight_and_bias(f"{theirs}.attention_output", hidden, width)

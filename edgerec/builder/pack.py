@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..bundle import write_bundle
+from ..bundle_writer import write_bundle
 from ..engine import Engine
 from ..engine.machine import cpu_flags
 from ..engine.ort import ort
