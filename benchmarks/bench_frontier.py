@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from bench_ladder import INT8, RUNGS, slug
-from bench_rank import stand_in
+from bench_rank import MAX_TOKENS, stand_in
 from edgerec.training.config import load_recipe
 from edgerec.training.data import Dataset, load_dataset
 from edgerec.training.distill import distill
@@ -55,12 +55,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="of the students; bench_engine.py wants more")
     parser.add_argument("--out", type=Path, default=RESULTS / "frontier.json")
     options = parser.parse_args()
     machine, dataset = describe_machine(), load_dataset(options.data)
     names = options.only or [name for name in RUNGS if name not in SAME_SHAPE]
     few = few_queries(dataset, options.work / "few")
-    teacher = stand_in(options.base_model, options.work / "teacher", options.seed)
+    teacher = stand_in(options.base_model, options.work / "teacher", options.seed, max_tokens=options.max_tokens)
     bundles = {name: bundle_of(name, teacher, few, options) for name in names}
     with ExitStack() as stack:
         rankers = {name: stack.enter_context(open_ranker(bundles[name], dataset, options.threads)) for name in names}

@@ -247,7 +247,7 @@ def to_markdown(result: dict[str, Any]) -> str:
     )
 
 
-def stand_in(base: Path, folder: Path, seed: int) -> Path:
+def stand_in(base: Path, folder: Path, seed: int, *, max_tokens: int = MAX_TOKENS) -> Path:
     """A teacher folder whose head is random: the shape and the speed of a real one, none of its judgement."""
     import torch
     from edgerec.training.config import Recipe
@@ -265,7 +265,7 @@ def stand_in(base: Path, folder: Path, seed: int) -> Path:
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    text = text_spec_from_tokenizer(folder / "tokenizer.json", max_tokens=MAX_TOKENS, max_query_tokens=24, item_fields=("title",))
+    text = text_spec_from_tokenizer(folder / "tokenizer.json", max_tokens=max_tokens, max_query_tokens=24, item_fields=("title",))
     facts = {"identity": {}, "versions": {}, "machine": {}, "best_step": 0, "steps": 0, "dev": {}}
     info = {"kind": "teacher", "text": text.to_json(), "recipe": Recipe(name="stand-in").to_json(), **facts}
     (folder / "training.json").write_text(json.dumps(info, default=dict), encoding="utf-8")

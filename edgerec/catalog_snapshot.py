@@ -124,7 +124,7 @@ class Catalog:
         """The ids of some rows, in this order. Raises BundleError when one is damaged."""
         owners = np.searchsorted(self._starts, rows, "right") - 1
         listed = np.empty(len(rows), object)
-        for number in np.unique(owners).tolist():
+        for number in sorted(set(owners.tolist())):
             chosen = np.flatnonzero(owners == number)
             listed[chosen] = self.segments[number].names(rows[chosen] - self._starts[number])
         return list(listed)

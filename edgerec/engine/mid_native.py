@@ -110,7 +110,7 @@ class MidNativeEngine(MidRunner):
         scales = np.ascontiguousarray(batch.scales).reshape(tokens, self._spec.scales)
         starts, lengths = np.arange(batch.size, dtype=np.int64) * width, batch.item_lengths.astype(np.int64)
         logits = np.empty(batch.size, np.float32)
-        for query in np.unique(batch.query_index):
+        for query in sorted(set(batch.query_index.tolist())):  # np.unique imports numpy.ma, 17 ms
             rows = np.flatnonzero(batch.query_index == query)
             if batch.query_lengths[query] < 1:
                 raise EngineError(f"batch: query {query} has no token")
