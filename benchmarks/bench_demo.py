@@ -1,4 +1,4 @@
-"""What are the students of `make demo` worth on judged queries that they did not see, what does int8 cost them, and what would others be worth?
+"""What are the students of `make demo` worth on judged queries that they did not see, what does int8 cost them, and what are others worth?
 
     python benchmarks/bench_demo.py --data FOLDER --base-model models/minilm-l6 --work DIR [--only NAME ...]
 
@@ -55,8 +55,8 @@ STUDENTS = {
         student={"query_layers": 1, "item_layers": 1, "init": "models/tiny-bert"}, fit={"epochs": 6, "learning_rate": 5e-4}
     ),
 }
-"""*demo-student* has two layers that see the query alone, four joint ones, and one state of 128 int8 numbers a token, taken after four layers
-of the item's own."""
+"""*demo-student* has two layers that see the query alone, four joint ones, and one state of 128 int8 numbers a token, after four layers of
+its item's own."""
 
 
 def main() -> None:

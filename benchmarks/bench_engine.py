@@ -10,7 +10,8 @@ medians; `of the first` is the median over the rounds of the time divided by tha
 The floor is 2 x the multiply-adds of the int8 products that the answer needs (no padding, of the last layer the first token alone, what the
 rows share once; of a mid-fusion student the joint layers, and the query's own once) on the tokens of these rows, divided by what the int8
 units give: the best bare product in cache (tests/csrc/rate_engine.c) in the same run, before and after, on as many cores as there are
-threads. `load ms` (open and first answer, 10 candidates) and the peak of resident memory are those of processes of their own, which
+threads. The keys and values of the last layer count in it. The engine has none, its last layer's maps being folded (csrc/README.md): `own`
+leaves them out. `load ms` (open and first answer, 10 candidates) and the peak of resident memory are those of processes of their own, which
 have been busy for a tenth of a second, as a server has: in a younger one Linux leaves a new thread on the first one's core for some
 milliseconds. Needs make and a C compiler.
 """
@@ -94,8 +95,9 @@ def items_of(titles: list[str], encoder: TextEncoder, tokens: int, count: int) -
         yield Item(str(number), " ".join(text))
 
 
-def multiply_adds(student: dict[str, Any], lengths: np.ndarray, shared: int) -> float:
-    """Of the encoder's products for rows of these lengths, which begin with `shared` common tokens."""
+def multiply_adds(student: dict[str, Any], lengths: np.ndarray, shared: int, *, folded: bool) -> float:
+    """Of the encoder's products for rows of these lengths, which begin with `shared` common tokens; `folded`: without the last layer's keys
+    and values."""
     hidden, heads, layers = student["hidden"], student["heads"], student["layers"]
     widths = [hidden // heads * n for n in student.get("layer_heads", [heads] * layers)]
     inner = student.get("layer_intermediate", [student["intermediate"]] * layers)
@@ -105,22 +107,21 @@ def multiply_adds(student: dict[str, Any], lengths: np.ndarray, shared: int) -> 
     for i in range(layers):
         projected = distinct if i == 0 else tokens
         last = i == layers - 1
-        total += hidden * widths[i] * (2 * projected + (rows if last else projected))
+        keys = 0 if last and folded else 2 * projected
+        total += hidden * widths[i] * (keys + (rows if last else projected))
         total += (hidden * widths[i] + 2 * hidden * inner[i]) * (rows if last else tokens)
     return total
 
 
-def mid_multiply_adds(student: dict[str, Any], states: dict[str, Any], asking: int, tokens: np.ndarray) -> float:
-    """The same of a mid-fusion student, for a query of `asking` rows and items of so many states.
-
-    Left out is what the engine does in float32: the last layer's questions to the states, and the answers from them.
-    """
+def mid_multiply_adds(student: dict[str, Any], states: dict[str, Any], asking: int, tokens: np.ndarray, *, folded: bool) -> float:
+    """The same of a mid-fusion student, for a query of `asking` rows and items of so many states."""
     hidden, inner, items, total = student["hidden"], student["intermediate"], len(tokens), int(tokens.sum())
     square, rest = hidden * hidden, hidden * hidden + 2 * hidden * inner
     alone, joint = student["query_layers"], student["layers"] - student["query_layers"]
     needed = float(asking * (alone * (3 * square + rest) + 3 * square))  # once a request, with the first joint layer's projections
+    needed += 2 * states["width"] * hidden * total * (joint - 1 if folded else joint)
     for layer in range(joint - 1):
-        needed += items * asking * (rest + (3 * square if layer else 0)) + 2 * states["width"] * hidden * total
+        needed += items * asking * (rest + (3 * square if layer else 0))
     return needed + items * (rest + (square * (2 * asking + 1) if joint > 1 else 0))
 
 
@@ -149,17 +150,19 @@ def measure(
     text, catalog = rankers[first]._text, rankers[first].catalog
     assert catalog is not None
     item = np.diff(catalog.segments[0].item_tokens[1])[:candidates]
-    floors, means = [], []
+    floors: dict[bool, list[float]] = {False: [], True: []}
+    means = []
     for query in queries:
         shared = len(text.encode_query(query)) + len(text.spec.prefix) + len(text.spec.middle)
         lengths = np.minimum(shared + item + len(text.spec.suffix), text.spec.max_tokens)
-        if "states" in model:
-            needed = mid_multiply_adds(model["student"], model["states"], shared, lengths - shared)
-        else:
-            needed = multiply_adds(model["student"], lengths, shared)
-        floors.append(2 * needed / gops / 1e6)
+        for folded, found in floors.items():
+            if "states" in model:
+                needed = mid_multiply_adds(model["student"], model["states"], shared, lengths - shared, folded=folded)
+            else:
+                needed = multiply_adds(model["student"], lengths, shared, folded=folded)
+            found.append(2 * needed / gops / 1e6)
         means.append(float(lengths.mean()))
-    floor = statistics.median(floors)
+    floor, own = statistics.median(floors[False]), statistics.median(floors[True])
     return [
         {
             "bundle": name,
@@ -172,6 +175,7 @@ def measure(
             "engine ms": round(timed.engine_ms(), 3),
             "floor ms": round(floor, 4),
             "engine / floor": round(timed.engine_ms() / floor, 2),
+            "engine / own": round(timed.engine_ms() / own, 2),
         }
         for name, timed in contestants.items()
     ]
