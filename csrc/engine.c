@@ -3,9 +3,8 @@
 #include "internal.h"
 #include "layers.h"
 
-/* Fewer tokens than this are not worth waking a thread for. */
-#define LEAST_TOKENS 32
-/* About so many are a task of a large call, so that the threads end at about the same time; there are as many tasks for each thread. */
+/* The fewest and the most tokens of a task, about. */
+#define LEAST_TOKENS 64
 #define MOST_TOKENS 1536
 #define MAX_TASKS 256
 
@@ -37,17 +36,25 @@ static edr_status check_rooms(const edr_model *model, int isa, int64_t workers, 
     return edr_isa_supported(isa) ? EDR_OK : EDR_E_ISA;
 }
 
-/* Whole rows in at most `tasks` tasks of about as many tokens, when a row counts for `extra` more than its length; returns their number. */
-static int64_t cut(const int64_t *lengths, int64_t rows, int64_t extra, int64_t tokens, int64_t tasks, int64_t *bounds)
+/*
+ * Whole rows in tasks that grow smaller: each takes half of what would be a thread's share of the rest. A thread that wakes up late, or that a
+ * busy machine held up, leaves more tasks to the others, and the last ones are so small that all end together. A row counts for `extra`
+ * more than its length. Returns the number of tasks.
+ */
+static int64_t cut(const int64_t *lengths, int64_t rows, int64_t extra, int64_t tokens, int64_t threads, int64_t *bounds)
 {
-    int64_t cuts = 0, held = 0;
+    const int64_t most = edr_larger(MOST_TOKENS, tokens / (MAX_TASKS / 2));
+    int64_t cuts = 0, held = 0, size = 0;
     bounds[0] = 0;
-    for (int64_t row = 0; row + 1 < rows && cuts < tasks - 1; row++) {
+    for (int64_t row = 0; row < rows; row++) {
+        if (held == 0) size = edr_smaller(edr_larger(tokens / (2 * threads), LEAST_TOKENS), most);
         held += lengths[row] + extra;
-        const int64_t after = held + lengths[row + 1] + extra; /* a cut is where a row ends nearest to it */
-        if ((held + after) * tasks >= 2 * tokens * (cuts + 1)) bounds[++cuts] = row + 1;
+        const int64_t next = row + 1 < rows ? lengths[row + 1] + extra : 0;
+        if (row + 1 < rows && (2 * held + next < 2 * size || cuts == MAX_TASKS - 1)) continue; /* a cut is where a row ends nearest to it */
+        bounds[++cuts] = row + 1;
+        tokens -= held;
+        held = 0;
     }
-    bounds[++cuts] = rows;
     return cuts;
 }
 
@@ -63,11 +70,7 @@ static void share_out(shared *s, edr_pool *pool, int64_t workers, const int64_t 
     }
     int64_t tokens = rows * extra;
     for (int64_t row = 0; row < rows; row++) tokens += lengths[row];
-    /* Two tasks a thread: the second evens out what a busy machine, or long rows, did to the first. */
-    const int64_t threads = workers + 1, rounds = edr_larger(2, (tokens + MOST_TOKENS * threads - 1) / (MOST_TOKENS * threads));
-    int64_t tasks = tokens / LEAST_TOKENS;
-    tasks = tasks >= rounds * threads ? rounds * threads : tasks >= threads ? threads : edr_larger(1, tasks);
-    edr_pool_run(pool, cut(lengths, rows, extra, tokens, tasks < MAX_TASKS ? tasks : MAX_TASKS, s->bounds), task, s);
+    edr_pool_run(pool, cut(lengths, rows, extra, tokens, workers + 1, s->bounds), task, s);
 }
 
 static void mark_done(const shared *s, int64_t begin, int64_t end, int64_t scored)
