@@ -9,11 +9,14 @@ medians; `of the first` is the median over the rounds of the time divided by tha
 
 The floor is 2 x the multiply-adds of the int8 products that the answer needs (no padding, of the last layer the first token alone, what the
 rows share once; of a mid-fusion student the joint layers, and the query's own once) on the tokens of these rows, divided by what the int8
-units give: the best bare product in cache (tests/csrc/rate_engine.c) in the same run, before and after, on as many cores as there are
-threads. The keys and values of the last layer count in it. The engine has none, its last layer's maps being folded (csrc/README.md): `own`
-leaves them out. `load ms` (open and first answer, 10 candidates) and the peak of resident memory are those of processes of their own, which
-have been busy for a tenth of a second, as a server has: in a younger one Linux leaves a new thread on the first one's core for some
-milliseconds. Needs make and a C compiler.
+units give: the best bare product in cache (tests/csrc/rate_engine.c), on as many cores as there are threads, in turns with the rankers and
+for as long as the first of them takes, because what else the machine does slows both. `engine / floor` is the median over the rounds;
+`engine / peak` is to a floor at the best rate of any half millisecond. The keys and values of the last layer count in both. The engine has
+none, its last layer's maps being folded (csrc/README.md): `engine / own` leaves them out.
+
+`load ms` (open and first answer, 10 candidates) and the peak of resident memory are those of processes of their own, which have been busy
+for a tenth of a second, as a server has: in a younger one Linux leaves a new thread on the first one's core for some milliseconds. Needs
+make and a C compiler.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -42,6 +46,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CANDIDATES = (10, 50, 100, 1000)
 TOKENS = (8, 16, 32, 64, 128)
 THREADS = (1, 2)
+WARM_S = 1.0
+"""Calls for so long go before those that count: the first second after a catalogue was built is up to a fifth slower."""
 LOADS = 5
 LOAD = r"""
 import json, re, sys
@@ -75,9 +81,39 @@ class Timed:
     def __call__(self, query: str) -> None:
         self.engine_us.append(self.ranker.rank(query, self.ids).timings_us["score"])
 
-    def engine_ms(self) -> float:
-        """The median over the timed calls: each follows an untimed one."""
-        return statistics.median(self.engine_us[1::2]) / 1e3
+    def engine_ms(self) -> list[float]:
+        """Of the timed calls: each follows an untimed one."""
+        return [us / 1e3 for us in self.engine_us[1::2]]
+
+
+class Bare:
+    """The best bare product in cache, on so many cores at once, as a contestant: runs for `span_ms`, and notes 1e9 operations a second.
+
+    Attributes
+    ----------
+    peak : the best of any half millisecond.
+    """
+
+    def __init__(self, threads: int) -> None:
+        command = [str(ROOT / "build" / "csrc" / "fast" / "rate_engine"), isa(), "turns"]
+        self._runs = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(threads)]
+        self.peak, self.span_ms = self._answers(), 1.0
+        self.gops: list[float] = []
+
+    def __call__(self, _: str) -> None:
+        for run in self._runs:
+            assert run.stdin is not None
+            run.stdin.write(f"{int(1e6 * self.span_ms)}\n")
+            run.stdin.flush()
+        self.gops.append(self._answers())
+
+    def _answers(self) -> float:
+        return sum(float(run.stdout.readline()) for run in self._runs if run.stdout is not None)
+
+    def close(self) -> None:
+        """End the processes."""
+        for run in self._runs:
+            run.communicate()
 
 
 def items_of(titles: list[str], encoder: TextEncoder, tokens: int, count: int) -> Iterator[Item]:
@@ -125,13 +161,6 @@ def mid_multiply_adds(student: dict[str, Any], states: dict[str, Any], asking: i
     return needed + items * (rest + (square * (2 * asking + 1) if joint > 1 else 0))
 
 
-def rate(threads: int) -> float:
-    """1e9 operations a second of the best bare product, on so many cores at once."""
-    program = ROOT / "build" / "csrc" / "fast" / "rate_engine"
-    runs = [subprocess.Popen([str(program), isa()], stdout=subprocess.PIPE, text=True) for _ in range(threads)]
-    return sum(float(run.communicate()[0]) for run in runs)
-
-
 def loads(bundle: Path, catalog: Path, backend: str, threads: int, query: str, ids: list[str]) -> dict[str, float]:
     """Medians of a few processes; the files are in the page cache."""
     command = [sys.executable, "-c", LOAD.replace("{backend}", backend), str(bundle), str(catalog), str(threads), query, *ids]
@@ -140,29 +169,43 @@ def loads(bundle: Path, catalog: Path, backend: str, threads: int, query: str, i
 
 
 def measure(
-    rankers: dict[str, Ranker], queries: list[str], model: dict[str, Any], *, candidates: int, tokens: int, threads: int, gops: float
+    rankers: dict[str, Ranker], queries: list[str], model: dict[str, Any], *, candidates: int, tokens: int, threads: int, bare: Bare
 ) -> list[dict[str, Any]]:
     """One line a bundle; a round a query."""
     contestants = {name: Timed(ranker, [str(i) for i in range(candidates)]) for name, ranker in rankers.items()}
-    calls: dict[str, Callable[[str], object]] = dict(contestants)
-    times = take_turns(calls, queries, rounds=len(queries))
+    calls: dict[str, Callable[[str], object]] = {**contestants, "": bare}
+    until = perf_counter() + WARM_S
+    while perf_counter() < until:
+        for call in contestants.values():
+            call(queries[0])
     first = next(iter(rankers))
+    bare.span_ms = statistics.median(contestants[first].engine_us) / 1e3
+    bare.gops.clear()
+    for timed in contestants.values():
+        timed.engine_us.clear()
+    times = take_turns(calls, queries, rounds=len(queries))
     text, catalog = rankers[first]._text, rankers[first].catalog
     assert catalog is not None
     item = np.diff(catalog.segments[0].item_tokens[1])[:candidates]
-    floors: dict[bool, list[float]] = {False: [], True: []}
+    work: dict[bool, list[float]] = {False: [], True: []}
     means = []
     for query in queries:
         shared = len(text.encode_query(query)) + len(text.spec.prefix) + len(text.spec.middle)
         lengths = np.minimum(shared + item + len(text.spec.suffix), text.spec.max_tokens)
-        for folded, found in floors.items():
+        for folded, found in work.items():
             if "states" in model:
                 needed = mid_multiply_adds(model["student"], model["states"], shared, lengths - shared, folded=folded)
             else:
                 needed = multiply_adds(model["student"], lengths, shared, folded=folded)
-            found.append(2 * needed / gops / 1e6)
+            found.append(2 * needed / 1e6)
         means.append(float(lengths.mean()))
-    floor, own = statistics.median(floors[False]), statistics.median(floors[True])
+    rates = bare.gops[1::2]
+    plain, own = ([ops / rate for ops, rate in zip(work[folded], rates, strict=True)] for folded in (False, True))
+    peak = [ops / bare.peak for ops in work[False]]
+
+    def against(timed: Timed, floors: list[float]) -> float:
+        return round(statistics.median(ms / floor for ms, floor in zip(timed.engine_ms(), floors, strict=True)), 2)
+
     return [
         {
             "bundle": name,
@@ -172,10 +215,11 @@ def measure(
             "row tokens": round(statistics.mean(means), 1),
             "rank ms": round(statistics.median(times[name]) / 1e6, 3),
             "of the first": round(ratio(times, name, first), 3),
-            "engine ms": round(timed.engine_ms(), 3),
-            "floor ms": round(floor, 4),
-            "engine / floor": round(timed.engine_ms() / floor, 2),
-            "engine / own": round(timed.engine_ms() / own, 2),
+            "engine ms": round(statistics.median(timed.engine_ms()), 3),
+            "floor ms": round(statistics.median(plain), 4),
+            "engine / floor": against(timed, plain),
+            "engine / own": against(timed, own),
+            "engine / peak": against(timed, peak),
         }
         for name, timed in contestants.items()
     ]
@@ -216,7 +260,7 @@ def main() -> None:
     data, rng = load_dataset(options.data), np.random.default_rng(options.seed)
     queries = rng.choice(sorted(set(data.queries.values())), options.rounds).tolist()
     titles = rng.permutation(sorted({item.title for item in data.items.values() if item.title})).tolist()
-    gops = {threads: rate(threads) for threads in options.threads}
+    bare = {threads: Bare(threads) for threads in options.threads}
     rows: list[dict[str, Any]] = []
     opened: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -229,7 +273,7 @@ def main() -> None:
             for threads in options.threads:
                 rankers = {bundle.name: Ranker.open(bundle, catalog=catalog, threads=threads) for bundle in options.bundles}
                 for candidates in options.candidates:
-                    how = {"candidates": candidates, "tokens": tokens, "threads": threads, "gops": gops[threads]}
+                    how = {"candidates": candidates, "tokens": tokens, "threads": threads, "bare": bare[threads]}
                     rows += measure(rankers, queries, models[0], **how)
                 for ranker in rankers.values():
                     ranker.close()
@@ -237,8 +281,9 @@ def main() -> None:
         for bundle, threads in ((bundle, threads) for bundle in options.bundles for threads in options.threads):
             backend = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["backend"]
             opened.append({"bundle": bundle.name, "threads": threads, **loads(bundle, catalog, backend, threads, queries[0], ids)})
-    again = {threads: rate(threads) for threads in options.threads}
-    rates = [{"threads": n, "GOP/s before": round(gops[n], 1), "GOP/s after": round(again[n], 1)} for n in options.threads]
+    rates = [{"threads": n, "peak GOP/s": round(one.peak, 1)} for n, one in bare.items()]
+    for one in bare.values():
+        one.close()
     ratios = scaling(rows)
     print(*(table(part) for part in (rows, ratios, opened, rates) if part), f"instruction set {isa()}", sep="\n\n")
     if options.out:

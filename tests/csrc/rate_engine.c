@@ -1,7 +1,8 @@
 /* cc -std=c11 -O3 -Icsrc tests/csrc/rate_engine.c csrc/[a-z]*.c -lm -lpthread -o rate_engine
- * rate_engine [isa]: what the processor's int8 units give, for the floor in benchmarks/bench_engine.py. Prints the 1e9 operations
+ * rate_engine [isa] [turns]: what the processor's int8 units give, for the floor in benchmarks/bench_engine.py. Prints the 1e9 operations
  * a second (a multiply-add is two) of the best of a few products whose operands lie in the cache: the engine's own, in
- * several shapes, and a bare loop of dot products, which has nothing to do with its sums. */
+ * several shapes, and a bare loop of dot products, which has nothing to do with its sums. With `turns` it goes on: for each line of
+ * input, a number of nanoseconds, it prints what that product gives over so long. */
 #include "check.h"
 #include "engine_kernels.h"
 #include "internal.h"
@@ -84,20 +85,17 @@ static double once(const edr_engine_kernels *kernels, int64_t k, int64_t rows, i
     return (double)(k * rows * panels * EDR_PANEL);
 }
 
-static double rate(const edr_engine_kernels *kernels, int64_t k, int64_t rows, int64_t panels)
+/* 1e9 operations a second of a shape (K, rows, panels) over `span` ns. */
+static double rate(const edr_engine_kernels *kernels, const int64_t *shape, int64_t span)
 {
-    double best = 0;
-    for (int i = 0; i < TRIES; i++) {
-        double work = 0;
-        const int64_t begin = edr_now();
-        int64_t spent = 0;
-        while (spent < SPAN / TRIES) {
-            for (int j = 0; j < 50; j++) work += once(kernels, k, rows, panels);
-            spent = edr_now() - begin;
-        }
-        best = 2 * work / (double)spent > best ? 2 * work / (double)spent : best;
+    double work = 0;
+    const int64_t begin = edr_now();
+    int64_t spent = 0;
+    while (spent < span) {
+        for (int j = 0; j < 50; j++) work += once(kernels, shape[0], shape[1], shape[2]);
+        spent = edr_now() - begin;
     }
-    return best;
+    return 2 * work / (double)spent;
 }
 
 int main(int argc, char **argv)
@@ -113,19 +111,19 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof w; i++) w[i] = (int8_t)(random_below(&state, 255) - 127);
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) scales[i] = 0.01f;
     kernels->begin();
-    static const int64_t shapes[][3] = {{256, 48, 1}, {256, 96, 2}, {384, 96, 1}, {512, 48, 2}, {1024, 24, 1}, {1024, 12, 1}};
+    /* The last three are the bare loop. */
+    static const int64_t shapes[][3] = {{256, 48, 1}, {256, 96, 2}, {384, 96, 1}, {512, 48, 2}, {1024, 24, 1}, {1024, 12, 1}, {128, 0, 0}, {256, 0, 0}, {512, 0, 0}};
+    const int bare_loop = isa == EDR_ISA_AVX512_VNNI || isa == EDR_ISA_AVX512_BF16 || isa == EDR_ISA_AMX;
+    const int count = (int)(sizeof shapes / sizeof *shapes) - (bare_loop ? 0 : 3);
     double best = 0;
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        const double found = rate(kernels, shapes[i][0], shapes[i][1], shapes[i][2]);
-        best = found > best ? found : best;
+    int chosen = 0;
+    for (int i = 0; i < count * TRIES; i++) {
+        const double found = rate(kernels, shapes[i / TRIES], SPAN / TRIES);
+        if (found > best) best = found, chosen = i / TRIES;
     }
-#ifdef BARE
-    for (int64_t k = 128; (isa == EDR_ISA_AVX512_VNNI || isa == EDR_ISA_AVX512_BF16 || isa == EDR_ISA_AMX) && k <= 512; k *= 2) {
-        const double found = rate(kernels, k, 0, 0);
-        best = found > best ? found : best;
-    }
-#endif
-    kernels->end();
     printf("%.1f\n", best);
+    char line[32];
+    while (argc > 2 && fflush(stdout) == 0 && fgets(line, sizeof line, stdin) != NULL) printf("%.1f\n", rate(kernels, shapes[chosen], atoll(line)));
+    kernels->end();
     return 0;
 }
