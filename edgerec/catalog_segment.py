@@ -108,7 +108,7 @@ class CatalogSegment:
                 f"{self._sections.path}: states {list(values.shape)} and scales {list(scales.shape)} are not those of "
                 f"{spec.groups} x {spec.width} {spec.precision} a token; build the catalogue again"
             )
-        return ItemStates(values, scales, offsets)
+        return ItemStates(values, scales, offsets, key=self.entry.sha256)
 
     def _item_vectors(self, spec: VectorSpec) -> ItemVectors:
         values = self._keep(VECTORS[0], self._sections.column(VECTORS[0], np.int8, 2))

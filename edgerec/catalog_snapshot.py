@@ -19,6 +19,7 @@ from .catalog_segment import CatalogSegment, newest
 from .errors import BundleError
 from .features import NO_FEATURES, ItemFeatures
 from .states import ItemStates
+from .types import StateSource
 from .vectors import ItemVectors
 
 _TRIES = 100
@@ -186,8 +187,18 @@ class Catalog:
             features = ItemFeatures(columns["features"], columns["features.offsets"], len(self.info.fields))
         if "states" in columns:
             scales = columns.get("states.scales", np.zeros((len(columns["states"]), 0), np.float32))
-            states = ItemStates(columns["states"], scales, columns["states.offsets"])
+            states = ItemStates(columns["states"], scales, columns["states.offsets"], source=self._source(rows, owners, places))
         return places, columns["tokens"], columns["tokens.offsets"], features, states
+
+    def _source(self, rows: NDArray[np.int64], owners: NDArray[np.int64], places: NDArray[np.int64]) -> StateSource:
+        """Where the states of the rows, which are copied to these places, lie in the segments."""
+        source = StateSource(tuple(one.entry.sha256 for one in self.segments), np.empty_like(owners), np.empty_like(rows))
+        source.owners[places] = owners
+        for number in set(owners.tolist()):
+            chosen, states = np.flatnonzero(owners == number), self.segments[number].states
+            assert states is not None
+            source.starts[places[chosen]] = states.offsets[rows[chosen] - self._starts[number]]
+        return source
 
     def columns(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """All columns of the given rows, each once, copied, in this order. Raises BundleError when their offsets are damaged."""

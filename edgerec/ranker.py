@@ -25,7 +25,7 @@ from .ranker_deadline import Deadline, Scored, score_ragged, score_ragged_states
 from .ranker_inline import INLINE_CACHE_BYTES, InlineStates, check_limit
 from .ranker_lanes import Lanes
 from .ranker_retrieve import FOUND, Retriever
-from .ranker_states import StateBatcher
+from .ranker_states import StateBatcher, keep_states
 from .states import StateSpec
 from .text import TextEncoder, TextSpec
 from .types import RankedList, UserProfile
@@ -162,6 +162,7 @@ class Ranker:
         lanes, threads = (threads or usable_cores(), 1) if manifest.backend == "ort" else (1, threads)
         text = TextEncoder(root / "tokenizer.json", text_spec, compiled=compiled, content=tokenizer)
         engine = open_engine(files, threads=threads)
+        keep_states(engine, opened, wait=True)
         return cls(manifest, text, features, engine, opened, lanes, inline_cache_bytes, head)
 
     def rank(
@@ -358,7 +359,10 @@ class Ranker:
         """The catalogue as it is now; a request keeps to it from its first look-up to its end."""
         if self.catalog is None:
             return None
-        newest = self.catalog = self.catalog.refresh()
+        before, newest = self.catalog, self.catalog.refresh()
+        if newest is not before:
+            keep_states(self._engine, newest, wait=False)
+        self.catalog = newest
         return newest  # not self.catalog: another request may just have put the one that it saw there
 
     def _tables(self, found: Candidates, deadline: Deadline) -> Iterator[Table]:

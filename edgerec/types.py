@@ -118,6 +118,21 @@ class StateBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class StateSource:
+    """Where item states are in tables that never change, such as a catalogue's segments hold.
+
+    Attributes
+    ----------
+    keys : which tables.
+    owners, starts : int64 [N] each: of every item its table, by number, and its first token there.
+    """
+
+    keys: tuple[str, ...]
+    owners: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
 class RaggedStateBatch:
     """One query, and items as states that lie in a table of any size, such as a catalogue's. All arrays C-contiguous.
 
@@ -127,6 +142,7 @@ class RaggedStateBatch:
     states, scales : [total, G * W] as they are stored, and float32 [total, G]; no scales but for int8
     starts, lengths : int64 [B]; row i has the tokens ``starts[i]`` to ``starts[i] + lengths[i]`` of the table
     feature_ids, feature_weights : int32 and float32 [B, F]; F may be 0
+    source : of the B rows, for an engine that has copies of such tables; None where there are none
     """
 
     query_ids: NDArray[np.int32]
@@ -136,6 +152,7 @@ class RaggedStateBatch:
     lengths: NDArray[np.int64]
     feature_ids: NDArray[np.int32]
     feature_weights: NDArray[np.float32]
+    source: StateSource | None = None
 
     @property
     def size(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -93,6 +93,20 @@ class RaggedMidEngine(MidEngine, Protocol):
         self, batch: RaggedStateBatch, *, deadline_ns: int = 0, done: NDArray[np.bool_] | None = None
     ) -> NDArray[np.float32]:
         """Logits, float32 [B], the same as `run_states` of the rows padded. Parameters and errors as of `RaggedEngine.run_ragged`."""
+        ...
+
+
+@runtime_checkable
+class KeepingEngine(RaggedMidEngine, Protocol):
+    """A `RaggedMidEngine` that can have copies of tables of states where it works. `RaggedStateBatch.source` says what lies in them."""
+
+    def keep(self, tables: Sequence[ItemStates], *, wait: bool) -> None:
+        """Hold these tables (those with a ``key``), as far as there is room, and no others. Never raises.
+
+        Parameters
+        ----------
+        wait : return when they are there; else they are copied while the engine works.
+        """
         ...
 
 

@@ -204,6 +204,7 @@ class Device:
                 for slot in lane:
                     slot.drop_graph()
             # Contexts before their engine, memory while its context is current.
+            self._release()
             self._idle.clear()
             self._kept.clear()
             self.engines.clear()
@@ -235,6 +236,9 @@ class Device:
         stream, scratch = self.cuda.Stream(), self.cuda.mem_alloc(self.scratch_bytes)
         self._kept += [stream, scratch]
         return stream, scratch
+
+    def _release(self) -> None:
+        """Give back what a subclass holds beside its lanes."""
 
     def _lane(self) -> Any:
         stream, scratch = self._workplace()

@@ -5,7 +5,7 @@ Shape letters: B rows, U items, Q queries, R query tokens, T tokens, G states of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic_ns
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..bundle import Manifest, read_file
 from ..errors import EngineError, MissingExtraError
-from ..states import PRECISIONS
+from ..states import PRECISIONS, ItemStates
 from ..types import RaggedStateBatch, StateBatch
 from . import Limits, MidEngine
 from .machine import usable_cores
@@ -56,8 +56,8 @@ def open_mid_tensorrt(
 class TensorRtMidEngine(MidRunner):
     """Runs three plans. See `edgerec.engine.RaggedMidEngine`.
 
-    The query's rows are computed once a call and stay on the GPU; stored states are widened there. Rows are sorted by length and shared out
-    among the plan's buckets.
+    The query's rows are computed once a call and stay on the GPU; stored states are widened there, those of a catalogue from a copy that
+    stays. Rows are sorted by length and shared out among the plan's buckets.
 
     Attributes
     ----------
@@ -108,6 +108,20 @@ class TensorRtMidEngine(MidRunner):
             return rows
 
         return self._on_gpu(on_gpu, lambda cpu: cpu.encode_queries(ids, lengths))
+
+    def keep(self, tables: Sequence[ItemStates], *, wait: bool) -> None:
+        """See `edgerec.engine.KeepingEngine`; `kept` says what came of it."""
+        device = self._device
+        if device is not None and not self.note:
+            device.states.keep(tables, wait=wait)
+
+    @property
+    def kept(self) -> str:
+        """How many tokens' states are on the GPU; or why no more come."""
+        device = self._device
+        if device is None:
+            return "0 tokens: the engine is closed"
+        return f"{device.states.tokens} tokens" + (f": {device.states.failed}" if device.states.failed else "")
 
     def run_ragged_states(
         self, batch: RaggedStateBatch, *, deadline_ns: int = 0, done: NDArray[np.bool_] | None = None
@@ -173,13 +187,14 @@ class TensorRtMidEngine(MidRunner):
         order = np.argsort(-batch.lengths, kind="stable")
         asking = int(np.searchsorted(self._plans.asking, len(batch.query_ids)))
         asked = False
-        with device.lane() as lane:
+        with device.states.use(batch.source, batch.lengths) as places, device.lane() as lane:
+            sent = np.where(places < 0, batch.lengths, 0)
             for bucket, begin, end in share_out(batch.lengths[order], self._plans.buckets):
-                for rows in _that_fit(order[begin:end], batch.lengths, lane.room):
+                for rows in _that_fit(order[begin:end], sent, lane.room):
                     if deadline_ns and monotonic_ns() >= deadline_ns:
                         return logits
                     work = lane.joint[asking][bucket]
-                    self._fill(device, lane, work.inputs.views, batch, rows)
+                    self._fill(device, lane, work.inputs.views, batch, rows, places)
                     if not asked:
                         self._ask_on(lane, batch.query_ids)
                         asked = True
@@ -197,19 +212,28 @@ class TensorRtMidEngine(MidRunner):
         views["query_lengths"][0] = len(ids)
         work.start()
 
-    def _fill(self, device: MidDevice, lane: MidLane, views: Mapping[str, Any], batch: RaggedStateBatch, rows: NDArray[np.intp]) -> None:
-        """Stored states of the rows go along, and where each row has its own; rows that are not there are empty."""
-        count, lengths = len(rows), batch.lengths[rows]
-        ends = np.cumsum(lengths)
+    def _fill(
+        self,
+        device: MidDevice,
+        lane: MidLane,
+        views: Mapping[str, Any],
+        batch: RaggedStateBatch,
+        rows: NDArray[np.intp],
+        kept: NDArray[np.int64],
+    ) -> None:
+        """Stored states that are not on the GPU go along, and where each row has its own; rows that are not there are empty."""
+        count, lengths, there = len(rows), batch.lengths[rows], kept[rows]
+        sent = np.where(there < 0, lengths, 0)
+        ends = np.cumsum(sent)
         total = int(ends[-1])
-        places = np.arange(total) + np.repeat(batch.starts[rows] - (ends - lengths), lengths)
+        places = np.arange(total) + np.repeat(batch.starts[rows] - (ends - sent), sent)
         staged = lane.staged
         staged.views["values"][:total], staged.views["scales"][:total] = batch.states[places], batch.scales[places]
         for name, address in staged.addresses.items():
             if staged.views[name].size and total:
                 device.cuda.memcpy_htod_async(address, staged.views[name][:total], lane.stream)
-        views["tables"][:] = (0, 0, staged.addresses["values"], staged.addresses["scales"])
-        views["starts"][:count], views["starts"][count:] = ~(ends - lengths), -1
+        views["tables"][:] = (*device.states.addresses, staged.addresses["values"], staged.addresses["scales"])
+        views["starts"][:count], views["starts"][count:] = np.where(there < 0, ~(ends - sent), there), -1
         views["item_lengths"][:count], views["item_lengths"][count:] = lengths, 0
         slots = batch.feature_ids.shape[1]
         for name in FEATURES if FEATURES[0] in views else ():

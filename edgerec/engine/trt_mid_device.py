@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import EngineError
 from ..states import PRECISIONS, StateSpec
 from .trt_device import FEATURES, OUTPUT, Device, Launch, agreed
+from .trt_kept import KeptStates
 from .trt_plans import PARTS, Plan, Plans, item_buckets
 
 KERNEL, PTX = "edr_gather_rows", Path(__file__).with_name("gather.ptx")
@@ -165,6 +166,7 @@ class MidDevice(Device):
     spec, hidden : of the student.
     number : what the joint layers read: its number in csrc/gather.h, and its bytes.
     kernel : `edr_gather_rows`.
+    states : those of the catalogue that are here.
     """
 
     def __init__(
@@ -172,6 +174,7 @@ class MidDevice(Device):
     ) -> None:
         self.spec, self.hidden, self.number = spec, hidden, _NUMBER.get(precision, (2, 2))
         self.kernel: Any = None
+        self.states = KeptStates(self, spec)
         super().__init__(data, plan, plans, lanes=lanes)
 
     def _lane(self) -> MidLane:
@@ -182,6 +185,9 @@ class MidDevice(Device):
             self.kernel.prepare("PPPPiiiii")
             self._kept += [module]
         return MidLane(self, *self._workplace())
+
+    def _release(self) -> None:
+        self.states.close()
 
     def _check_shapes(self, plan: Plan) -> None:
         """The plans' names and profiles are those that plans.json says."""

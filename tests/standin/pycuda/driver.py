@@ -87,6 +87,10 @@ class DeviceAllocation:
         self.free()
 
 
+def mem_get_info() -> tuple[int, int]:
+    return _guarded(lambda: (gpu.MEMORY.limit - sum(map(len, gpu.MEMORY.blocks.values())), gpu.MEMORY.limit))
+
+
 def mem_alloc(size: int) -> DeviceAllocation:
     return DeviceAllocation(size)
 
