@@ -6,7 +6,6 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from time import perf_counter
 from typing import Any
@@ -14,7 +13,9 @@ from typing import Any
 import gpu_trt86 as trt86
 import numpy as np
 from fixtures_export import WORDS, make_export
+from gpu_mid import gather, mid
 from gpu_roofline import roofline
+from gpu_times import percentiles, rank_times
 from gpu_training import training
 
 from edgerec import Item, Ranker
@@ -136,7 +137,7 @@ def engine_latency(suite: Any) -> Rows:
                         if launch is None:
                             yield {**row, "note": device.launches}
                         else:
-                            yield {**row, **_percentiles(_event_times(device, slot, launch, suite.args.calls))}
+                            yield {**row, **percentiles(_event_times(device, slot, launch, suite.args.calls))}
 
 
 def _event_times(device: Device, slot: Slot, launch: Callable[[], object], calls: int) -> list[float]:
@@ -173,24 +174,8 @@ def end_to_end(suite: Any) -> Rows:
                     for callers in (1, 4, 16):
                         row = {"student": name, "precision": precision, "flavour": suite.flavours[name, precision]}
                         row |= {"candidates": count, "tokens": tokens, "callers": callers}
-                        times, note = _rank_times(ranker, [item.id for item in items[:count]], callers, suite.args.calls)
-                        yield {**row, **_percentiles(times), "rank/s": callers * 1e3 / float(np.mean(times)), "note": note}
-
-
-def _rank_times(ranker: Ranker, ids: list[str], callers: int, calls: int) -> tuple[list[float], str]:
-    queries = [" ".join(np.random.default_rng(seed).choice(WORDS, 3)) for seed in range(20)]
-    notes: set[str] = set()
-
-    def call(number: int) -> float:
-        began = perf_counter()
-        result = ranker.rank(queries[number % 20], ids)
-        took = 1e3 * (perf_counter() - began)
-        notes.add(result.reason)
-        return took
-
-    with ThreadPoolExecutor(callers) as pool:
-        list(pool.map(call, range(20)))
-        return list(pool.map(call, range(max(calls, callers)))), "; ".join(sorted(notes - {""}))
+                        times, note = rank_times(ranker, [item.id for item in items[:count]], callers, suite.args.calls)
+                        yield {**row, **percentiles(times), "rank/s": callers * 1e3 / float(np.mean(times)), "note": note}
 
 
 def targets(suite: Any) -> Rows:
@@ -247,19 +232,9 @@ def rivals(suite: Any) -> Rows:
     yield from torch_rows(torch, suite)
 
 
-def not_yet(suite: Any) -> Rows:
-    """What issue and suite still lack, so that nobody takes silence for success."""
-    yield {"missing": "compute-sanitizer", "why": "not written; the kernel is csrc/gather.cu"}
-    yield {"missing": "mid-fusion students", "why": "not written; the product builds and runs them"}
-
-
 def _need_bundles(suite: Any) -> None:
     if not suite.bundles:
         raise NotRun("no plan was built")
-
-
-def _percentiles(times: list[float]) -> dict[str, float]:
-    return {f"p{q} ms": float(np.percentile(times, q)) for q in (50, 95, 99)}
 
 
 SECTIONS: dict[str, Callable[[Any], Rows]] = {
@@ -269,9 +244,10 @@ SECTIONS: dict[str, Callable[[Any], Rows]] = {
     "engine latency": engine_latency,
     "end to end": end_to_end,
     "targets": targets,
+    "gather kernel": lambda suite: gather(suite, NotRun),
+    "mid-fusion": lambda suite: mid(suite, NotRun),
     "rivals": rivals,
     "bandwidth": bandwidth,
     "roofline": lambda suite: roofline(suite, NotRun),
     "fine-tuning": lambda suite: training(suite, NotRun),
-    "not yet": not_yet,
 }

@@ -108,6 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--export", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--mid-export", type=Path, metavar="FOLDER", help="of a mid-fusion student, from `edgerec export`")
     parser.add_argument("--precision", action="append", choices=["fp32", "fp16", "bf16", "int8", "fp8"])
     parser.add_argument("--flavour", choices=["tensorrt_rtx", "tensorrt", "tensorrt86"], help="default: the first that builds")
     parser.add_argument("--trt86", default="", metavar="COMMAND", help="python with TensorRT 8.6 and PyCUDA; default: trtpy, if on PATH")

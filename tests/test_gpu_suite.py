@@ -36,11 +36,16 @@ def done(report: dict[str, Any]) -> set[str]:
 
 def test_the_rehearsal_ends_with_a_report_that_says_it_is_one(tmp_path: Path) -> None:
     report = rehearse(tmp_path, "--flavour", "tensorrt", "--precision", "fp16", "--buckets", "16x128", "--calls", "2")
-    assert done(report) == {"environment", "flavours", "builds", "engine latency", "end to end", "targets", "not yet"}
+    assert done(report) == {"environment", "flavours", "builds", "engine latency", "end to end", "targets", "gather kernel", "mid-fusion"}
     (built,) = report["sections"]["builds"]["rows"]
     assert built["run on"] == "the GPU"
     for section in ("builds", "engine latency", "end to end", "targets"):
         assert all("flavour" in row for row in report["sections"][section]["rows"])
+    *kinds, sanitizer = report["sections"]["gather kernel"]["rows"]
+    assert ([row["differ"] for row in kinds], sanitizer["tool"]) == ([0] * 9, "compute-sanitizer")
+    built, encoded, *ranked = report["sections"]["mid-fusion"]["rows"]
+    assert min(built["MB"], encoded["items/s"]) > 0
+    assert [(row["candidates"], row["kept"].split()[0] != "0") for row in ranked] == [(10, True), (100, True), (10, False), (100, False)]
     (rate,) = report["sections"]["fine-tuning"]["rows"]
     assert (rate["teacher"], rate["on"]) == ("small", "cpu")
     assert rate["pairs/s"] > 0
@@ -50,7 +55,7 @@ def test_what_no_newer_tensorrt_builds_is_built_and_run_by_8_6_and_by_a_later_ru
     report = rehearse(
         tmp_path, "--flavour", "tensorrt86", "--precision", "fp16", "--precision", "int8", "--buckets", "4x16,8x32", "--calls", "2"
     )
-    assert done(report) == {"environment", "flavours", "builds", "engine latency", "not yet"}
+    assert done(report) == {"environment", "flavours", "builds", "engine latency", "gather kernel"}
     loads = {row["flavour"]: row["loads"] for row in report["sections"]["flavours"]["rows"]}
     assert loads["tensorrt by trtpy"] == loads["tensorrt_dispatch by trtpy312"] == "8.6.0"
     fp16, int8 = report["sections"]["builds"]["rows"]
