@@ -21,7 +21,6 @@ import numpy as np
 from bench_frontier import CANDIDATES, Request, open_ranker, requests
 from bench_ladder import slug
 from edgerec.training.data import load_dataset
-from edgerec.training.scorers import Scorer
 from held_out import judge, open_folds, row
 from numpy.typing import NDArray
 from turns import Times, describe_machine, ratio, report, table, take_turns
@@ -60,7 +59,7 @@ def main() -> None:
     folds = open_folds(options.data, options.work, options.folds, options.seed)
     with ExitStack() as stack:
         opened = [contestants(fold, options, stack) for fold in folds]
-        found = {name: judge(folds, [as_scorer(one[name]) for one in opened]) for name in opened[0]}
+        found = {name: judge(folds, [Ordered(one[name]) for one in opened]) for name in opened[0]}
         times = {count: timed(opened[0], requests(dataset, count, options.seed), options.rounds) for count in CANDIDATES}
     plain = found[SECOND[0]]
     rows: list[dict[str, Any]] = []
@@ -85,11 +84,6 @@ def contestants(fold: Path, options: argparse.Namespace, stack: ExitStack) -> di
         alone[name] = stack.enter_context(open_ranker(bundle, load_dataset(fold), options.threads))
     both = {f"{FIRST}, the best {n} by {name}": Cascade(alone[FIRST], alone[name], n=n) for name in SECOND for n in BEST}
     return {**alone, **both}
-
-
-def as_scorer(ranker: Ranker | Cascade) -> Scorer:
-    """Whole lists in, scores out."""
-    return Ordered(ranker)
 
 
 def timed(rankers: dict[str, Ranker | Cascade], asked: list[Request], rounds: int) -> Times:

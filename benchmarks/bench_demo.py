@@ -50,10 +50,8 @@ STUDENTS = {
     "64 numbers": Made(student={"state_width": 64}),
     "a whole state for each layer": Made(student={"states": "per_layer", "item_layers": 0, "state_width": 0}),
     "fp16 states": Made(student={"state_precision": "fp16"}),
-    "2 x 128": Made(student={"interaction": "cross", "init": "models/tiny-bert"}, fit={"epochs": 6, "learning_rate": 5e-4}),
-    "2 x 128 mid": Made(
-        student={"query_layers": 1, "item_layers": 1, "init": "models/tiny-bert"}, fit={"epochs": 6, "learning_rate": 5e-4}
-    ),
+    "2 x 128": Made(student={"interaction": "cross", **TINY}, fit=LONGER),
+    "2 x 128 mid": Made(student={"query_layers": 1, "item_layers": 1, **TINY}, fit=LONGER),
 }
 """*demo-student* has two layers that see the query alone, four joint ones, and one state of 128 int8 numbers a token, after four layers of
 its item's own."""

@@ -23,7 +23,8 @@ from edgerec.engine.trt_plans import module_name, this_runtime
 from edgerec.errors import BuildError, EngineError
 
 Rows = Iterator[dict[str, Any]]
-FLAVOURS_TRIED = ("tensorrt_rtx", "tensorrt")
+ORDER = ("tensorrt_rtx", "tensorrt")
+"""In which flavours are tried; TensorRT 8.6 comes after them."""
 TARGET_MS = 1.0
 """`Ranker.rank` of an L6 mid-fusion student in fp16, 1,000 candidates, p50 (H100)."""
 
@@ -66,7 +67,7 @@ def mid(suite: Any, not_run: type[Exception]) -> Rows:
 
 def _precision(suite: Any, export: Path, precision: str) -> Rows:
     bundle, flavour = suite.work / f"mid-{precision}", ""
-    for flavour in (one for one in FLAVOURS_TRIED if suite.args.flavour in (None, one) and module_name(one)):
+    for flavour in (one for one in ORDER if suite.args.flavour in (None, one) and module_name(one)):
         began, options = perf_counter(), GpuOptions(flavour=flavour, timeout_s=max(5.0, suite.left()))
         row = {"precision": precision, "flavour": flavour}
         try:

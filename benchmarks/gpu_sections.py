@@ -13,7 +13,7 @@ from typing import Any
 import gpu_trt86 as trt86
 import numpy as np
 from fixtures_export import WORDS, make_export
-from gpu_mid import gather, mid
+from gpu_mid import ORDER, gather, mid
 from gpu_roofline import roofline
 from gpu_times import percentiles, rank_times
 from gpu_training import training
@@ -28,8 +28,6 @@ from edgerec.engine.trt_plans import FLAVOURS, module_name, this_runtime
 from edgerec.errors import BuildError, EngineError
 
 Rows = Iterator[dict[str, Any]]
-ORDER = ("tensorrt_rtx", "tensorrt")
-"""In which flavours are tried; TensorRT 8.6 comes after them."""
 TARGETS = {
     # student, precision, candidates, tokens -> milliseconds: engine p50, end to end p50, end to end p99 (H100)
     ("L6", "fp16", 100, 64): (0.7, 1.2, 2.0),

@@ -188,7 +188,7 @@ TARGET static NEVER_INLINE void FN(attend)(const edr_asking *first, const edr_as
 {
     const int64_t own = keys->t, t = own + (more != NULL ? more->t : 0), tp = EDR_ROUND16(t);
     float *p = room + s * tp;
-    if (first->rows == 1 && second == NULL) { /* as in the last layer: turning the keys would cost more than the scores */
+    if (first->rows == 1 && second == NULL) { /* turning the keys would cost more than the scores */
         for (int64_t j = 0; j < own; j++) p[j] = FN(dot)(first->q, keys->k + j * keys->ld, s);
         for (int64_t j = own; j < t; j++) p[j] = FN(dot)(first->q, more->k + (j - own) * more->ld, s);
         FN(answer)(p, tp, t, keys, more, s, out, ldo, 1);

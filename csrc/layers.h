@@ -80,7 +80,7 @@ int64_t edr_qkv(const edr_work *z, const edr_layer *layer, int64_t first, const 
  * q . (W_k x + b_k) = (W_k^T q) . x + q . b_k, and a weighted sum of values is W_v times that of the x, with b_v as often as the weights
  * say. A question and an answer are two small products; keys and values would be two for every token.
  *
- * edr_fold: the questions q of `rows` rows (EDR_FOLD at most), ldq apart, to z->folded [A, rows, n]. edr_unfold: from `mixed` [A, rows, n]
+ * edr_folded_numbers: n, of a vector that it looks at. edr_fold: the questions q of `rows` rows (EDR_FOLD at most), ldq apart, to z->folded [A, rows, n]. edr_unfold: from `mixed` [A, rows, n]
  * to the heads' answers, which are stored in out [rows, W], or added, as `then` says.
  */
 int64_t edr_folded_numbers(const edr_model *m);

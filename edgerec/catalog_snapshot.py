@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ class Catalog:
             features = ItemFeatures(columns["features"], columns["features.offsets"], len(self.info.fields))
         if "states" in columns:
             scales = columns.get("states.scales", np.zeros((len(columns["states"]), 0), np.float32))
-            states = ItemStates(columns["states"], scales, columns["states.offsets"], source=self._source(rows, owners, places))
+            states = ItemStates(columns["states"], scales, columns["states.offsets"], source=partial(self._source, rows, owners, places))
         return places, columns["tokens"], columns["tokens.offsets"], features, states
 
     def _source(self, rows: NDArray[np.int64], owners: NDArray[np.int64], places: NDArray[np.int64]) -> StateSource:

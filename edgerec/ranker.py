@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from . import _core
 from .bundle import BundleReader, content_id
 from .catalog import Catalog
-from .engine import Engine, MidEngine, QueryEngine, RaggedEngine, RaggedMidEngine, open_engine
+from .engine import Engine, KeepingEngine, MidEngine, QueryEngine, RaggedEngine, RaggedMidEngine, open_engine
 from .engine.machine import usable_cores
 from .errors import BundleError, InputError
 from .features import NO_FEATURES, FeatureEncoder, FeatureSpec, check_golden
@@ -80,7 +80,7 @@ class Ranker:
             self._inline = InlineStates(engine, self._lanes, limit_bytes=inline_cache_bytes, together=states)
         self._ask: Callable[[NDArray[np.int32]], Any] = _as_it_is
         ask = engine.encode_queries if isinstance(engine, QueryEngine) else None
-        batcher = StateBatcher(text.spec, features, lanes=lanes, ask=ask)
+        batcher = StateBatcher(text.spec, features, lanes=lanes, ask=ask, keeps=isinstance(engine, KeepingEngine))
         self._retriever = Retriever(head, batcher.query, manifest.backend)
         self._batches: Callable[..., Iterator[list[tuple[NDArray[np.int64], Any]]]]
         self._run: Callable[..., Scored]

@@ -45,10 +45,13 @@ class StateBatcher:
     features : None for a model without features.
     lanes : batches that the engine runs at once; each gets about as many of them.
     ask : `edgerec.engine.QueryEngine.encode_queries`, of an engine that has it.
+    keeps : whether it is a `edgerec.engine.KeepingEngine`, which wants to know where states come from.
     """
 
-    def __init__(self, text: TextSpec, features: FeatureEncoder | None, *, lanes: int = 1, ask: Ask | None = None) -> None:
-        self._features, self._lanes, self._ask = features, lanes, ask
+    def __init__(
+        self, text: TextSpec, features: FeatureEncoder | None, *, lanes: int = 1, ask: Ask | None = None, keeps: bool = False
+    ) -> None:
+        self._features, self._lanes, self._ask, self._keeps = features, lanes, ask, keeps
         self._prefix, self._middle = (np.array(ids, np.int32) for ids in (text.prefix, text.middle))
         self._longest = text.max_item_tokens + len(text.suffix)
 
@@ -117,7 +120,7 @@ class StateBatcher:
             raise BundleError(f"the catalogue is damaged: {e}; {REPAIR}") from e
         head = np.concatenate([self._prefix, query_tokens, self._middle])
         positions = np.arange(len(table.rows)) if table.positions is None else table.positions
-        starts, source = states.offsets[table.rows], states.source_of(table.rows)
+        starts, source = states.offsets[table.rows], states.source_of(table.rows) if self._keeps else None
         yield [(positions, RaggedStateBatch(head, states.values, states.scales, starts, lengths, *features, source=source))]
 
     def _lengths(self, states: ItemStates, rows: NDArray[np.int64]) -> NDArray[np.int64]:

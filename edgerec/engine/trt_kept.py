@@ -63,7 +63,7 @@ class KeptStates:
         self._pending: list[ItemStates] = []
         self._memory: tuple[Any, ...] = ()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._busy = self._closed = False
 
     @property
     def tokens(self) -> int:
@@ -81,10 +81,10 @@ class KeptStates:
                 self._leave(self._places.pop(key))
             self._pending = [table for key, table in wanted.items() if key not in self._places]
             self._change.notify_all()
-            busy = self._thread is not None and self._thread.is_alive()
-            if not self._pending or (busy and not wait):
+            if not self._pending or (self._busy and not wait):
                 return
             if not wait:
+                self._busy = True
                 self._thread = threading.Thread(target=self._upload, name="edgerec-states", daemon=True)
                 self._thread.start()
                 return
@@ -157,7 +157,7 @@ class KeptStates:
                             self._let_go(place)
         except EngineError as error:
             with self._change:
-                self.failed = str(error)
+                self.failed, self._busy = str(error), False
                 self._pending = []
 
     def _next(self) -> tuple[ItemStates, _Place] | None:
@@ -180,6 +180,7 @@ class KeptStates:
                     self._free.append((first + place.tokens, room - place.tokens))
                 self._places[table.key] = place
                 return table, place
+            self._busy = False  # with the lock held: what comes now needs another thread
         return None
 
     def _allocate(self, tokens: int) -> None:

@@ -131,10 +131,10 @@ def test_a_copy_that_fails_is_said_and_requests_go_on(shop: Path, catalog: Path,
 class OneTable:
     """A device of memory alone, for the bookkeeping."""
 
-    def __init__(self, spec: Any, room: int) -> None:
+    def __init__(self, spec: Any) -> None:
         from edgerec.engine.trt_mid_device import MidDevice
 
-        self.cuda, self._room = __import__("pycuda.driver").driver, room
+        self.cuda = __import__("pycuda.driver").driver
         self.states = trt_kept.KeptStates(self, spec)
         self.current, self.guard = (lambda: MidDevice.current(self)), (lambda: MidDevice.guard(self))  # type: ignore[arg-type]
         self._primary = self.cuda.Device(0).retain_primary_context()
@@ -150,7 +150,7 @@ def test_a_place_is_not_given_away_while_somebody_reads_it(shop: Path, gpu: Any,
         spec = ranker._engine._spec  # type: ignore[attr-defined]
     monkeypatch.setattr(trt_kept, "SPARE_TOKENS", 0)
     monkeypatch.setattr(trt_kept, "UPLOAD_BYTES", 3 * spec.token_bytes)
-    device = OneTable(spec, 0)
+    device = OneTable(spec)
     states = device.states
     states.keep([table(spec, "a", 40, 1)], wait=True)  # and room for ten more
     source = StateSource(("a", "b"), np.array([0, 0, 1]), np.array([0, 39, 5]))
@@ -180,11 +180,11 @@ def _elsewhere(places: Any) -> Any:
     return np.where(places > 0, places - 1, places)
 
 
-def _never_ready(places: Any) -> Any:
+def _one_further(places: Any) -> Any:
     return np.where(places >= 0, places + 1, places)
 
 
-@pytest.mark.parametrize("mistake", [_elsewhere, _never_ready])
+@pytest.mark.parametrize("mistake", [_elsewhere, _one_further])
 def test_a_mistake_in_the_places_would_be_seen(shop: Path, catalog: Path, gpu: Any, monkeypatch: pytest.MonkeyPatch, mistake: Any) -> None:
     use = trt_kept.KeptStates.use
 
