@@ -46,6 +46,7 @@ STUDENTS = {
     "demo-student": Made(),
     "cross": Made(student={"interaction": "cross"}),
     "four layers alone": Made(student={"query_layers": 4}),
+    "four layers alone, twice the passes": Made(student={"query_layers": 4}, fit={"epochs": 4}),
     "one whole state": Made(student={"state_width": 0}),
     "64 numbers": Made(student={"state_width": 64}),
     "a whole state for each layer": Made(student={"states": "per_layer", "item_layers": 0, "state_width": 0}),

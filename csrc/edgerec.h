@@ -105,6 +105,19 @@ uint64_t edr_hash64_u64(uint64_t x, uint64_t seed);
 edr_status edr_hash_packed(const uint8_t *data, int64_t size, const int64_t *offsets, int64_t m, uint64_t seed, uint64_t *out, int64_t *at);
 
 /*
+ * Hash the trigrams of a text's words: every three code points in a row of ^word$, so that a word gives as many as it has code points.
+ *
+ * text         UTF-8 [size], words between spaces; may be NULL when size is 0
+ * prefix       uint8 [prefix_size], hashed before each trigram, as "namespace=" is
+ * out          uint64 [size]: as many as there can be
+ * n_out        how many there are
+ * at           the first byte of a code point that is longer than four
+ * Fails with EDR_E_NULL, EDR_E_SIZE (size < 0), EDR_E_VALUE (such a code point; UTF-8 is not checked otherwise).
+ */
+edr_status edr_hash_trigrams(const uint8_t *text, int64_t size, const void *prefix, size_t prefix_size, uint64_t seed, uint64_t *out,
+                             int64_t *n_out, int64_t *at);
+
+/*
  * From 64-bit hash to feature id and sign: id = ((h >> 32) * buckets) >> 32 (multiply-shift on the high half, so any
  * number of buckets is fair), sign = +1 when the lowest bit of h is 1, else -1. The sign makes collisions cancel in
  * expectation instead of adding up (Weinberger et al., Feature Hashing for Large Scale Multitask Learning, 2009).
@@ -129,6 +142,18 @@ edr_status edr_project(const uint64_t *hashes, int64_t n, int64_t buckets, int32
  * Time O(n log n) for any input. Fails with EDR_E_NULL, EDR_E_SIZE (n < 0), EDR_E_VALUE (a weight not finite).
  */
 edr_status edr_sort_unique(uint64_t *hashes, float *weights, int64_t n, uint64_t *room_h, float *room_w, int64_t *n_out, int64_t *at);
+
+/*
+ * The same for each of many rows of hashes without weights that lie end to end; what is left of them lies end to end again.
+ *
+ * hashes   uint64 [n]
+ * counts   int64 [rows], how many hashes each row has; their sum is n. Afterwards, how many each has left
+ * room     uint64 [n], scratch
+ * n_out    how many are left in all
+ * at       the row whose count is at fault, or `rows` where the sum is below n
+ * Fails with EDR_E_NULL, EDR_E_SIZE (n < 0, rows < 0), EDR_E_OFFSETS (counts).
+ */
+edr_status edr_sort_unique_rows(uint64_t *hashes, int64_t n, int64_t *counts, int64_t rows, uint64_t *room, int64_t *n_out, int64_t *at);
 
 /* ------------------------------------------------------------------------------------------- feature rows (features.c)
  * docs/formats.md, "Feature spec", says what a feature row is; this is its one implementation, in training and serving.

@@ -12,8 +12,11 @@ cdef extern from "edgerec.h" nogil:
     uint64_t edr_hash64(const void *data, size_t size, uint64_t seed)
     uint64_t edr_hash64_pair(const void *first, size_t first_size, const void *second, size_t second_size, uint64_t seed)
     int edr_hash_packed(const uint8_t *data, int64_t size, const int64_t *offsets, int64_t m, uint64_t seed, uint64_t *out, int64_t *at)
+    int edr_hash_trigrams(const uint8_t *text, int64_t size, const void *prefix, size_t prefix_size, uint64_t seed, uint64_t *out,
+                          int64_t *n_out, int64_t *at)
     int edr_project(const uint64_t *hashes, int64_t n, int64_t buckets, int32_t *ids, float *signs)
     int edr_sort_unique(uint64_t *hashes, float *weights, int64_t n, uint64_t *room_h, float *room_w, int64_t *n_out, int64_t *at)
+    int edr_sort_unique_rows(uint64_t *hashes, int64_t n, int64_t *counts, int64_t rows, uint64_t *room, int64_t *n_out, int64_t *at)
     ctypedef struct edr_field:
         const uint64_t *hashes
         const float *weights

@@ -202,6 +202,58 @@ edr_status edr_hash_packed(const uint8_t *data, int64_t size, const int64_t *off
     return EDR_OK;
 }
 
+/* Bytes of the code point at i: it ends before the next byte that is not 10xxxxxx. */
+static int64_t point_size(const uint8_t *text, int64_t size, int64_t i)
+{
+    int64_t end = i + 1;
+    while (end < size && (text[end] & 0xC0) == 0x80) end++;
+    return end - i;
+}
+
+/* The code points that were seen last, end to end. */
+typedef struct window {
+    uint8_t bytes[12];
+    int64_t sizes[3];
+} window;
+
+static void slide(window *w, const uint8_t *point, int64_t size)
+{
+    const int64_t gone = w->sizes[0], kept = w->sizes[1] + w->sizes[2];
+    memmove(w->bytes, w->bytes + gone, (size_t)kept);
+    memcpy(w->bytes + kept, point, (size_t)size);
+    w->sizes[0] = w->sizes[1];
+    w->sizes[1] = w->sizes[2];
+    w->sizes[2] = size;
+}
+
+edr_status edr_hash_trigrams(const uint8_t *text, int64_t size, const void *prefix, size_t prefix_size, uint64_t seed, uint64_t *out,
+                             int64_t *n_out, int64_t *at)
+{
+    if (size < 0) return EDR_E_SIZE;
+    if (n_out == NULL || (size > 0 && (text == NULL || out == NULL)) || (prefix_size > 0 && prefix == NULL)) return EDR_E_NULL;
+    for (int64_t i = 0; i < size; i += point_size(text, size, i)) {
+        if (point_size(text, size, i) > 4) return edr_fail(EDR_E_VALUE, at, i);
+    }
+    window w = {{0}, {0}};
+    int64_t n = 0, points = 0; /* of the word so far */
+    for (int64_t i = 0, length; i <= size; i += length) {
+        length = 1;
+        if (i < size && text[i] != ' ') {
+            length = point_size(text, size, i);
+            if (points++ == 0) slide(&w, (const uint8_t *)"^", 1);
+            slide(&w, text + i, length);
+            if (points == 1) continue;
+        } else {
+            if (points == 0) continue;
+            slide(&w, (const uint8_t *)"$", 1);
+            points = 0;
+        }
+        out[n++] = edr_hash64_pair(prefix, prefix_size, w.bytes, (size_t)(w.sizes[0] + w.sizes[1] + w.sizes[2]), seed);
+    }
+    *n_out = n;
+    return EDR_OK;
+}
+
 edr_status edr_project(const uint64_t *hashes, int64_t n, int64_t buckets, int32_t *ids, float *signs)
 {
     if (n < 0) return EDR_E_SIZE;
@@ -296,5 +348,27 @@ edr_status edr_sort_unique(uint64_t *hashes, float *weights, int64_t n, uint64_t
         }
     }
     *n_out = kept + 1;
+    return EDR_OK;
+}
+
+edr_status edr_sort_unique_rows(uint64_t *hashes, int64_t n, int64_t *counts, int64_t rows, uint64_t *room, int64_t *n_out, int64_t *at)
+{
+    if (n < 0 || rows < 0) return EDR_E_SIZE;
+    if (n_out == NULL || (n > 0 && (hashes == NULL || room == NULL)) || (rows > 0 && counts == NULL)) return EDR_E_NULL;
+    int64_t total = 0;
+    for (int64_t row = 0; row < rows; total += counts[row++]) {
+        if (counts[row] < 0 || counts[row] > n - total) return edr_fail(EDR_E_OFFSETS, at, row);
+    }
+    if (total != n) return edr_fail(EDR_E_OFFSETS, at, rows);
+    int64_t begin = 0, kept = 0;
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t count = counts[row];
+        if (count == 0) continue;
+        (void)edr_sort_unique(hashes + begin, NULL, count, room, NULL, &counts[row], NULL);
+        memmove(hashes + kept, hashes + begin, (size_t)counts[row] * sizeof *hashes);
+        kept += counts[row];
+        begin += count;
+    }
+    *n_out = kept;
     return EDR_OK;
 }

@@ -2,7 +2,7 @@
 
 Arrays must have exactly the stated dtype, one dimension, and be C-contiguous; nothing is converted silently and no
 argument is changed. Read-only arrays and memory maps are fine. Every function raises InputError for wrong types, dtypes,
-shapes and values. All but ``hash_strings`` and ``index_find``, which read Python strings, release the GIL while they
+shapes and values. All but ``hash_strings``, ``hash_trigrams`` and ``index_find``, which read Python strings, release the GIL while they
 work; no other thread may write an array that is in use. Sets of hashes are ascending, without duplicates.
 
 Shape letters: N candidates, B batch, T tokens, F feature slots, V buckets, K returned; n and m any count.
@@ -44,6 +44,15 @@ def hash64(data: bytes, seed: int = 0) -> int:
 def hash_strings(values: list[str], seed: int = 0, prefix: bytes = b"") -> _U64:
     """XXH64 of ``prefix + value.encode()`` for each value, uint64 [n]. Lone surrogates raise InputError."""
 
+def hash_trigrams(texts: list[str], seed: int = 0, prefix: bytes = b"") -> tuple[_U64, _I64]:
+    """XXH64 of ``prefix`` and each three code points in a row of ``^word$``, for the words between a text's spaces.
+
+    Returns
+    -------
+    uint64 [total], text by text; and how many each text has, int64 [n]: a word gives as many as it has code points. Lone surrogates raise
+    InputError.
+    """
+
 def hash_packed(data: _U8, offsets: _I64, seed: int = 0) -> _U64:
     """XXH64 of strings that lie end to end: string i is ``data[offsets[i]:offsets[i + 1]]``, as in an Arrow array.
 
@@ -67,6 +76,19 @@ def sort_unique(hashes: _U64, weights: _F32 | None = None) -> tuple[_U64, _F32 |
     """The set of `hashes`: ascending, each once; weights of equal hashes are added (float32, in the order given).
 
     A weight that is NaN or infinite raises InputError.
+    """
+
+def sort_unique_rows(hashes: _U64, counts: _I64) -> tuple[_U64, _I64]:
+    """The sets of rows of hashes that lie end to end, each ascending and without repeats.
+
+    Parameters
+    ----------
+    hashes : uint64 [total]
+    counts : int64 [rows], how many each row has. Anything else than a partition of `hashes` raises InputError.
+
+    Returns
+    -------
+    uint64 [left], and how many each row has left, int64 [rows].
     """
 
 @final

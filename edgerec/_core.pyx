@@ -71,6 +71,15 @@ set_isa(os.environ.get("EDGEREC_ISA") or "auto")
 
 # ---- hashing ----
 
+cdef const char *_utf8(object value, str name, int64_t i, Py_ssize_t *size) except NULL:
+    if not PyUnicode_Check(value):
+        raise InputError(f"{name}[{i}] must be str, got {type(value).__name__}")
+    try:
+        return PyUnicode_AsUTF8AndSize(value, size)
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name}[{i}] cannot be encoded as UTF-8: {error}; replace lone surrogates first") from None
+
+
 def hash64(data, seed=0):
     if not PyBytes_Check(data):
         raise InputError(f"data must be bytes, got {type(data).__name__}")
@@ -92,15 +101,39 @@ def hash_strings(values, seed=0, prefix=b""):
     cdef Py_ssize_t size = 0
     cdef const char *text
     for i in range(n):
-        value = <object> PyList_GET_ITEM(values, i)
-        if not PyUnicode_Check(value):
-            raise InputError(f"values[{i}] must be str, got {type(value).__name__}")
-        try:
-            text = PyUnicode_AsUTF8AndSize(value, &size)
-        except UnicodeEncodeError as error:
-            raise InputError(f"values[{i}] cannot be encoded as UTF-8: {error}; replace lone surrogates first") from None
+        text = _utf8(<object> PyList_GET_ITEM(values, i), "values", i, &size)
         to[i] = edr_hash64_pair(head, head_size, text, size, s)
     return out
+
+
+def hash_trigrams(texts, seed=0, prefix=b""):
+    # The GIL is kept, as in hash_strings.
+    if not PyList_CheckExact(texts):
+        raise InputError(f"texts must be a list of str, got {type(texts).__name__}")
+    if not PyBytes_Check(prefix):
+        raise InputError(f"prefix must be bytes, got {type(prefix).__name__}")
+    cdef tuple held = tuple(texts)  # as many bytes in the second loop as in the first
+    cdef int64_t n = len(held), i, room = 0, total = 0, found = 0, at = -1
+    cdef uint64_t s = _seed(seed)
+    cdef Py_ssize_t size = 0
+    cdef const char *text
+    for i in range(n):
+        _utf8(held[i], "texts", i, &size)
+        room += size
+    cdef cnp.ndarray out = _new(room, cnp.NPY_UINT64), counts = _new(n, cnp.NPY_INT64)
+    cdef uint64_t *to = <uint64_t *> cnp.PyArray_DATA(out)
+    cdef int64_t *count = <int64_t *> cnp.PyArray_DATA(counts)
+    cdef const char *head = PyBytes_AS_STRING(prefix)
+    cdef size_t head_size = PyBytes_GET_SIZE(prefix)
+    cdef int status
+    for i in range(n):
+        text = _utf8(held[i], "texts", i, &size)
+        status = edr_hash_trigrams(<const uint8_t *> text, size, head, head_size, s, to + total, &found, &at)
+        if status != EDR_OK:
+            _refuse(status, f"texts[{i}]", at)
+        count[i] = found
+        total += found
+    return out[:total].copy(), counts
 
 
 def hash_packed(data, offsets, seed=0):
@@ -151,6 +184,22 @@ def sort_unique(hashes, weights=None):
     if status != EDR_OK:
         raise InputError(f"weights[{at}] is {weights[at]}; weights must be finite")
     return h[:kept].copy(), (None if weights is None else w[:kept].copy())
+
+
+def sort_unique_rows(hashes, counts):
+    _array(hashes, cnp.NPY_UINT64, "hashes", "uint64")
+    _array(counts, cnp.NPY_INT64, "counts", "int64")
+    cdef int64_t n = _size(hashes), rows = _size(counts), kept = 0, at = -1
+    cdef cnp.ndarray h = hashes.copy(), room = _new(n, cnp.NPY_UINT64), left = counts.copy()
+    cdef uint64_t *ph = <uint64_t *> cnp.PyArray_DATA(h)
+    cdef uint64_t *pr = <uint64_t *> cnp.PyArray_DATA(room)
+    cdef int64_t *pc = <int64_t *> cnp.PyArray_DATA(left)
+    cdef int status
+    with nogil:
+        status = edr_sort_unique_rows(ph, n, pc, rows, pr, &kept, &at)
+    if status != EDR_OK:
+        _refuse(status, f"counts for {n} hashes", at)
+    return h[:kept].copy(), left
 
 
 # ---- feature rows ----

@@ -19,7 +19,7 @@ from .corpus import item_from_record
 from .errors import FeatureError, InputError
 from .feature_spec import OPS, FeatureSpec, Field, Template, default_spec
 from .types import Item, UserProfile
-from .words import clean_text, normalize, split_trigrams, split_words
+from .words import clean_text, normalize, split_words
 
 __all__ = [
     "NO_FEATURES",
@@ -133,9 +133,10 @@ class FeatureEncoder:
             if weighted and given:
                 values, numbers = _weighted_values(given)
                 found, summed = _core.sort_unique(self._hash(entry, values), numbers)
+            elif given != "" and entry.kind == "value":
+                found, summed = _core.sort_unique(self._hash(entry, _values(given)))
             elif given != "" and not weighted:
-                values = _values(entry, given, words if entry.side == "query" else None)
-                found, summed = _core.sort_unique(self._hash(entry, values))
+                found, summed = _core.sort_unique(self._hash_words(entry, [words if entry.side == "query" else _words(given)])[0])
             hashes.append(found)
             weights.append(summed)
         return QueryFeatures(tuple(hashes), tuple(weights))
@@ -143,15 +144,18 @@ class FeatureEncoder:
     def encode_items(self, items: Sequence[Item]) -> ItemFeatures:
         """Hash many items, one column at a time. Raises InputError for a value of another type."""
         columns, sizes = [], np.empty((len(items), len(self._item_fields)), np.int64)
+        words: dict[str, list[list[str]]] = {}  # by source: two kinds may read one
         for c, entry in enumerate(self._item_fields):
-            missing = [MISSING] if entry.kind in ("value", "log2") else []
-            flat: list[str] = []
-            counts = np.empty(len(items), np.int64)
-            for i, item in enumerate(items):
-                before = len(flat)
-                flat += _values(entry, getattr(item, entry.source)) or missing
-                counts[i] = len(flat) - before
-            column, sizes[:, c] = _sort_rows(self._hash(entry, flat), counts)
+            given = [getattr(item, entry.source) for item in items]
+            if entry.kind in ("words", "trigrams"):
+                if entry.source not in words:
+                    words[entry.source] = [_words(value) for value in given]
+                hashes, counts = self._hash_words(entry, words[entry.source])
+            else:
+                read = _log2_bucket if entry.kind == "log2" else _values
+                values = [read(value) or [MISSING] for value in given]
+                hashes, counts = self._hash(entry, [*itertools.chain(*values)]), _lengths(values)
+            column, sizes[:, c] = _core.sort_unique_rows(hashes, counts)
             columns.append(column)
         offsets = np.zeros(sizes.size + 1, np.int64)
         np.cumsum(sizes, out=offsets[1:])
@@ -181,20 +185,27 @@ class FeatureEncoder:
     def _hash(self, entry: Field, values: list[str]) -> NDArray[np.uint64]:
         return _core.hash_strings(values, self.spec.seed, self._prefixes[entry.name])
 
+    def _hash_words(self, entry: Field, words: list[list[str]]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Hashes of a field of kind words or trigrams, repeats kept, and how many there are for each list of words."""
+        if entry.kind == "trigrams":
+            return _core.hash_trigrams([" ".join(one) for one in words], self.spec.seed, self._prefixes[entry.name])
+        return self._hash(entry, [*itertools.chain(*words)]), _lengths(words)
 
-def _values(entry: Field, given: Any, words: list[str] | None = None) -> list[str]:
-    """The values of one field of one query or item, repeats kept; none when the source is empty. ``words``: those of `given`, if known."""
-    if entry.kind == "log2":
-        return _log2_bucket(given)
+
+def _lengths(lists: list[list[str]]) -> NDArray[np.int64]:
+    return np.fromiter(map(len, lists), np.int64, len(lists))
+
+
+def _words(given: Any) -> list[str]:
+    """The words of a source, repeats kept."""
+    return split_words(" ".join(clean_text(value) for value in given.values()) if isinstance(given, Mapping) else given)
+
+
+def _values(given: Any) -> list[str]:
+    """The values of a source, without empty ones: one, or those of a mapping with their keys."""
     if isinstance(given, Mapping):
-        if entry.kind == "value":
-            return [f"{normalize(key)}:{normal}" for key, value in given.items() if (normal := normalize(value))]
-        given = " ".join(clean_text(value) for value in given.values())
-    if entry.kind == "value":
-        return [normal] if (normal := normalize(given)) else []
-    if words is None:
-        words = split_words(given)
-    return words if entry.kind == "words" else split_trigrams(words)
+        return [f"{normalize(key)}:{normal}" for key, value in given.items() if (normal := normalize(value))]
+    return [normal] if (normal := normalize(given)) else []
 
 
 def _log2_bucket(price: Any) -> list[str]:
@@ -216,18 +227,6 @@ def _weighted_values(given: Mapping[str, float]) -> tuple[list[str], NDArray[np.
     if not np.isfinite(weights).all():
         raise InputError("a user's weights must be finite")
     return [value for value, _ in pairs], weights
-
-
-def _sort_rows(hashes: NDArray[np.uint64], counts: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Sort each row's hashes and drop its repeats, all rows at once; returns the hashes and how many each row has left, int64 [rows]."""
-    rows = np.repeat(np.arange(len(counts)), counts)
-    if len(counts) and counts.max() > 1:
-        order = np.lexsort((hashes, rows))
-        hashes, rows = hashes[order], rows[order]
-        keep = np.ones(len(hashes), bool)
-        keep[1:] = (hashes[1:] != hashes[:-1]) | (rows[1:] != rows[:-1])
-        hashes, rows = hashes[keep], rows[keep]
-    return hashes, np.bincount(rows, minlength=len(counts))
 
 
 def add_golden(spec: FeatureSpec, examples: Sequence[tuple[str, Item, UserProfile | None]]) -> FeatureSpec:

@@ -1,4 +1,4 @@
-"""Strings made safe, and cut into words and trigrams: the one place where text is cleaned, in training and in serving.
+"""Strings made safe, and cut into words: the one place where text is cleaned, in training and in serving.
 
 The Unicode tables are those of the running Python; the golden vectors of a bundle notice a difference that matters.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
 
 from .errors import InputError
 
@@ -46,12 +45,3 @@ def normalize(text: str, limit: int | None = None) -> str:
 def split_words(text: str) -> list[str]:
     """The runs of ``\\w+`` of the normalized first `MAX_CHARS` characters, in order, repeats kept."""
     return _WORD.findall(normalize(text, MAX_CHARS))
-
-
-def split_trigrams(words: Iterable[str]) -> list[str]:
-    """Every three code points in a row of each word written as ``^word$``; a word gives at least one."""
-    trigrams: list[str] = []
-    for word in words:
-        padded = f"^{word}$"
-        trigrams += [padded[i : i + 3] for i in range(len(padded) - 2)]
-    return trigrams

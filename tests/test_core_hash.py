@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgerec import InputError
-from edgerec._core import hash64, hash_packed, hash_strings, project, sort_unique
+from edgerec._core import hash64, hash_packed, hash_strings, hash_trigrams, project, sort_unique, sort_unique_rows
 
 VECTORS = Path(__file__).parent / "csrc" / "xxh64_vectors.txt"
 seeds = st.one_of(st.integers(0, 2**64 - 1), st.just(0))
@@ -109,7 +109,44 @@ def test_sort_unique_adds_weights_in_the_order_given(pairs: list[tuple[int, floa
     assert np.array_equal(weights, before[1])
 
 
+def trigrams(text: str) -> list[str]:
+    padded = [f"^{word}$" for word in text.split(" ") if word]
+    return [one[i : i + 3] for one in padded for i in range(len(one) - 2)]
+
+
+@given(st.lists(st.text(st.one_of(st.sampled_from("ab é€😀^$"), st.characters(exclude_categories=["Cs"])), max_size=30), max_size=8), seeds)
+def test_hash_trigrams_hashes_every_three_code_points_of_a_padded_word(texts: list[str], seed: int) -> None:
+    hashes, counts = hash_trigrams(texts, seed, b"3=")
+    assert (hashes.dtype, counts.dtype) == (np.uint64, np.int64)
+    assert counts.tolist() == [len(trigrams(text)) for text in texts]
+    assert hashes.tolist() == [xxhash.xxh64_intdigest(b"3=" + one.encode(), seed=seed) for text in texts for one in trigrams(text)]
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=40), max_size=12))
+def test_sort_unique_rows_makes_a_set_of_every_row(rows: list[list[int]]) -> None:
+    hashes = np.array([h for row in rows for h in row], np.uint64)
+    counts = np.array([len(row) for row in rows], np.int64)
+    before = hashes.copy(), counts.copy()
+    found, left = sort_unique_rows(hashes, counts)
+    assert left.tolist() == [len(set(row)) for row in rows]
+    assert found.tolist() == [h for row in rows for h in sorted(set(row))]
+    assert np.array_equal(hashes, before[0])
+    assert np.array_equal(counts, before[1])
+
+
 # ---- hostile input ----
+
+
+@pytest.mark.parametrize("counts", [[2, 2], [1, 1], [-1, 4], [2**62, 2**62, 2**62], []])
+def test_sort_unique_rows_refuses_counts_that_are_no_partition(counts: list[int]) -> None:
+    with pytest.raises(InputError, match="counts for 3 hashes"):
+        sort_unique_rows(np.zeros(3, np.uint64), np.array(counts, np.int64))
+
+
+@pytest.mark.parametrize("texts", ["abc", ("a",), None, [b"a"], ["a", None], [1]])
+def test_hash_trigrams_takes_a_list_of_str(texts: list[str]) -> None:
+    with pytest.raises(InputError, match="texts"):
+        hash_trigrams(texts)
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), float("-inf")])
@@ -147,6 +184,8 @@ def test_numpy_integers_are_seeds() -> None:
 def test_lone_surrogates_are_named() -> None:
     with pytest.raises(InputError, match=r"values\[1\] cannot be encoded as UTF-8"):
         hash_strings(["fine", "\ud800"])
+    with pytest.raises(InputError, match=r"texts\[1\] cannot be encoded as UTF-8"):
+        hash_trigrams(["fine", "\ud800"])
 
 
 @pytest.mark.parametrize("values", ["abc", ("a",), None, [b"a"], ["a", None], [1]])

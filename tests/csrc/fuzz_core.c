@@ -94,6 +94,34 @@ static void fuzz_sort_unique(void)
     free(room_w);
 }
 
+static void fuzz_trigrams(void)
+{
+    const int64_t size = random_below(&rng, 200), spaces = random_below(&rng, 2);
+    uint8_t *text = odd_bytes(size);
+    for (int64_t i = 0; spaces && i < size; i++) text[i] = random_below(&rng, 4) == 0 ? ' ' : text[i];
+    uint64_t *out = exact_room((size_t)size * 8);
+    int64_t n = -1, at = -1;
+    const edr_status status = edr_hash_trigrams(text, size, "3=", 2, 1, out, &n, &at);
+    CHECK((status == EDR_OK && n >= 0 && n <= size) ||
+          (status == EDR_E_VALUE && at >= 0 && at < size && n == -1 && untouched(out, (size_t)size * 8)));
+    free(text);
+    free(out);
+}
+
+static void fuzz_sort_unique_rows(void)
+{
+    const int64_t rows = random_below(&rng, 9), sum = random_below(&rng, 60);
+    int64_t *counts = exact_room((size_t)rows * 8), n = 0, kept = -1, at = -1;
+    for (int64_t r = 0; r < rows; r++) n += counts[r] = random_below(&rng, 1 + sum / (rows + 1));
+    if (rows > 0 && random_below(&rng, 4) == 0) counts[random_below(&rng, rows)] = odd_number(n + 3);
+    uint64_t *h = odd_hashes(n, 0), *room = exact_room((size_t)n * 8);
+    const edr_status status = edr_sort_unique_rows(h, n, counts, rows, room, &kept, &at);
+    CHECK((status == EDR_OK && kept >= 0 && kept <= n) || (status == EDR_E_OFFSETS && at >= 0 && at <= rows && kept == -1));
+    free(counts);
+    free(h);
+    free(room);
+}
+
 static void fuzz_encode(void)
 {
     const int64_t m = random_below(&rng, 6), count = random_below(&rng, 4), n = random_below(&rng, 5), table = random_below(&rng, 5);
@@ -279,7 +307,8 @@ static void fuzz_topk(void)
 
 int main(int argc, char **argv)
 {
-    static void (*const targets[])(void) = {fuzz_hash_packed, fuzz_sort_unique, fuzz_encode, fuzz_pack, fuzz_index, fuzz_topk};
+    static void (*const targets[])(void) = {fuzz_hash_packed, fuzz_trigrams, fuzz_sort_unique, fuzz_sort_unique_rows,
+                                            fuzz_encode,      fuzz_pack,     fuzz_index,       fuzz_topk};
     const long rounds = argc > 1 ? strtol(argv[1], NULL, 10) : 20000;
     rng = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     for (long round = 0; round < rounds; round++) targets[round % 6]();

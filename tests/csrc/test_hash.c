@@ -257,6 +257,115 @@ static void test_sort_unique(void)
     CHECK(edr_sort_unique(NULL, NULL, 0, NULL, NULL, &got, NULL) == EDR_OK && got == 0);
 }
 
+/* docs/formats.md, word by word: padded in full, then cut. */
+static int64_t slow_trigrams(const uint8_t *text, int64_t size, const char *prefix, uint64_t seed, uint64_t *out)
+{
+    int64_t n = 0;
+    for (int64_t begin = 0, end; begin < size; begin = end + 1) {
+        for (end = begin; end < size && text[end] != ' ';) end++;
+        if (end == begin) continue;
+        uint8_t padded[128];
+        int64_t points[128], count = 0, bytes = 0;
+        padded[bytes++] = '^';
+        memcpy(padded + bytes, text + begin, (size_t)(end - begin));
+        bytes += end - begin;
+        padded[bytes++] = '$';
+        for (int64_t i = 0; i < bytes; i++) {
+            if ((padded[i] & 0xC0) != 0x80) points[count++] = i;
+        }
+        points[count] = bytes;
+        for (int64_t k = 0; k + 3 <= count; k++) {
+            uint8_t all[64];
+            const size_t head = strlen(prefix), length = (size_t)(points[k + 3] - points[k]);
+            memcpy(all, prefix, head);
+            memcpy(all + head, padded + points[k], length);
+            out[n++] = slow_hash(all, head + length, seed);
+        }
+    }
+    return n;
+}
+
+static void test_trigrams(void)
+{
+    static const char *const points[] = {"a", "b", "z", "\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80", " ", "^", "$"};
+    uint64_t state = 6, expected[128];
+    for (int round = 0; round < 500; round++) {
+        uint8_t bytes[128];
+        int64_t size = 0;
+        for (int64_t k = random_below(&state, 24); k > 0; k--) {
+            const char *point = points[random_below(&state, 9)];
+            memcpy(bytes + size, point, strlen(point));
+            size += (int64_t)strlen(point);
+        }
+        uint8_t *text = exact_copy(bytes, (size_t)size);
+        uint64_t *out = exact_room((size_t)size * 8);
+        const char *prefix = round % 3 != 0 ? "3=" : "";
+        const uint64_t seed = random_u64(&state);
+        const int64_t wanted = slow_trigrams(text, size, prefix, seed, expected);
+        int64_t n = -1;
+        CHECK(edr_hash_trigrams(text, size, prefix, strlen(prefix), seed, out, &n, NULL) == EDR_OK);
+        CHECK(n == wanted && memcmp(out, expected, (size_t)n * 8) == 0);
+        free(text);
+        free(out);
+    }
+    const uint8_t long_point[6] = {'a', 0xF0, 0x80, 0x80, 0x80, 0x80};
+    uint64_t out[6] = {7};
+    int64_t n = 77, at = -1;
+    CHECK(edr_hash_trigrams(long_point, 6, NULL, 0, 1, out, &n, &at) == EDR_E_VALUE);
+    CHECK(at == 1 && n == 77 && out[0] == 7);
+    CHECK(edr_hash_trigrams(long_point, 5, NULL, 0, 1, out, &n, NULL) == EDR_OK && n == 2);
+    CHECK(edr_hash_trigrams(NULL, 0, NULL, 0, 1, NULL, &n, NULL) == EDR_OK && n == 0);
+    CHECK(edr_hash_trigrams(long_point, -1, NULL, 0, 1, out, &n, NULL) == EDR_E_SIZE);
+    CHECK(edr_hash_trigrams(NULL, 1, NULL, 0, 1, out, &n, NULL) == EDR_E_NULL);
+    CHECK(edr_hash_trigrams(long_point, 1, NULL, 0, 1, NULL, &n, NULL) == EDR_E_NULL);
+    CHECK(edr_hash_trigrams(long_point, 1, NULL, 0, 1, out, NULL, NULL) == EDR_E_NULL);
+    CHECK(edr_hash_trigrams(long_point, 1, NULL, 1, 1, out, &n, NULL) == EDR_E_NULL);
+}
+
+static void test_sort_unique_rows(void)
+{
+    uint64_t state = 7;
+    for (int round = 0; round < 100; round++) {
+        const int64_t rows = random_below(&state, 12);
+        int64_t *counts = exact_room((size_t)rows * 8), n = 0, expected = 0, got = -1;
+        for (int64_t r = 0; r < rows; r++) n += counts[r] = random_below(&state, round < 90 ? 6 : 90);
+        uint64_t *h = exact_room((size_t)n * 8), *room = exact_room((size_t)n * 8);
+        for (int64_t i = 0; i < n; i++) h[i] = edr_hash64_u64((uint64_t)random_below(&state, 20), 1);
+        uint64_t *by_one = exact_copy(h, (size_t)n * 8);
+        int64_t *before = exact_copy(counts, (size_t)rows * 8);
+        CHECK(edr_sort_unique_rows(h, n, counts, rows, room, &got, NULL) == EDR_OK);
+        int same = 1;
+        for (int64_t r = 0, begin = 0; r < rows; begin += before[r++]) {
+            int64_t left = 0;
+            CHECK(edr_sort_unique(by_one + begin, NULL, before[r], room, NULL, &left, NULL) == EDR_OK);
+            same &= counts[r] == left && memcmp(h + expected, by_one + begin, (size_t)left * 8) == 0;
+            expected += left;
+        }
+        CHECK(same && got == expected);
+        free(counts);
+        free(h);
+        free(room);
+        free(by_one);
+        free(before);
+    }
+    uint64_t h[3] = {3, 2, 1}, room[3];
+    const int64_t wrong[4][2] = {{2, 2}, {1, 1}, {-1, 4}, {INT64_MAX, INT64_MAX}};
+    const int64_t where[4] = {1, 2, 0, 0};
+    for (int k = 0; k < 4; k++) {
+        int64_t counts[2] = {wrong[k][0], wrong[k][1]}, got = 77, at = -1;
+        CHECK(edr_sort_unique_rows(h, 3, counts, 2, room, &got, &at) == EDR_E_OFFSETS);
+        CHECK(at == where[k] && got == 77 && h[0] == 3 && counts[0] == wrong[k][0]);
+    }
+    int64_t counts[1] = {3}, got = 77;
+    CHECK(edr_sort_unique_rows(h, -1, counts, 1, room, &got, NULL) == EDR_E_SIZE);
+    CHECK(edr_sort_unique_rows(h, 3, counts, -1, room, &got, NULL) == EDR_E_SIZE);
+    CHECK(edr_sort_unique_rows(NULL, 3, counts, 1, room, &got, NULL) == EDR_E_NULL);
+    CHECK(edr_sort_unique_rows(h, 3, NULL, 1, room, &got, NULL) == EDR_E_NULL);
+    CHECK(edr_sort_unique_rows(h, 3, counts, 1, NULL, &got, NULL) == EDR_E_NULL);
+    CHECK(edr_sort_unique_rows(h, 3, counts, 1, room, NULL, NULL) == EDR_E_NULL);
+    CHECK(edr_sort_unique_rows(NULL, 0, NULL, 0, NULL, &got, NULL) == EDR_OK && got == 0);
+}
+
 int main(int argc, char **argv)
 {
     test_published_vectors(argc > 1 ? argv[1] : "tests/csrc/xxh64_vectors.txt");
@@ -267,5 +376,7 @@ int main(int argc, char **argv)
     test_packed_refuses_bad_offsets();
     test_project();
     test_sort_unique();
+    test_trigrams();
+    test_sort_unique_rows();
     return check_report();
 }
