@@ -18,7 +18,7 @@ from .states import ItemStates
 from .text import TextSpec
 from .types import RaggedStateBatch, StateBatch
 
-BATCH_ROWS = 64
+BATCH_ROWS = 32
 """Rows of an engine call: each is a few tokens of query, so a call of few rows would be all overhead."""
 WAVE_ROWS = 2048
 """Rows packed before the engine starts; bounds the memory that copies of states take."""

@@ -9,7 +9,7 @@ from ..engine.ort import ort
 from ..errors import BuildError
 from ..manifest import ENGINE_FILES, ITEM_ENGINE_FILE, QUERY_ENGINE_FILE
 from .contract import Export
-from .split import split_query
+from .split import map_before_rows, split_query
 
 # On the CPU ONNX Runtime 1.32 is slower with the fused node than with Add and LayerNormalization apart.
 _SLOWER = ["SkipLayerNormFusion"]
@@ -20,7 +20,7 @@ def ort_graphs(export: Export) -> dict[str, bytes]:
     if export.states is None:
         return {ENGINE_FILES["ort"]: export.graph}
     query, joint = split_query(export.graph)
-    return {ENGINE_FILES["ort"]: joint, ITEM_ENGINE_FILE: export.item_graph, QUERY_ENGINE_FILE: query}
+    return {ENGINE_FILES["ort"]: map_before_rows(joint), ITEM_ENGINE_FILE: export.item_graph, QUERY_ENGINE_FILE: query}
 
 
 def compile_graph(graph: bytes) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from onnx.onnx_pb import NodeProto, TensorProto
+from onnx.onnx_pb import GraphProto, NodeProto, TensorProto
 
 from ..errors import BuildError
 
@@ -25,6 +25,8 @@ _MIN_WEIGHTS = 1024
 _MIN_ROWS = 1024
 
 
+FUSED = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 ACTIVATIONS = ("batch", "token", "static")
 Ranges = Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -40,7 +42,7 @@ def quantize_int8(graph: bytes, *, reduce_range: bool, activations: str = "token
     """Quantise an fp32 model: products with constant weights, and large embedding tables.
 
     A weight matrix [in, out] gets one scale a column, an embedding table [V, H] one a row, both symmetric. Products after the [CLS] row
-    was taken (``Gemm``) run once a row, not once a token, and stay fp32.
+    was taken (``Gemm``) run once a row, not once a token, and stay fp32. Item states that are stored in int8 are multiplied as they are.
 
     Parameters
     ----------
@@ -61,7 +63,12 @@ def quantize_int8(graph: bytes, *, reduce_range: bool, activations: str = "token
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     if activations == "static" and ranges is None:
         raise BuildError("static activations need ranges; calibrate the graph first")
-    rewriter = _Rewriter(63 if reduce_range else 127, by_token=activations == "token", ranges=ranges if activations == "static" else None)
+    rewriter = _Rewriter(
+        63 if reduce_range else 127,
+        by_token=activations == "token",
+        ranges=ranges if activations == "static" else None,
+        stored=_stored(model.graph),
+    )
     for node in model.graph.node:
         tensor = _weight(node, weights)
         if tensor is not None and _is_product(node, tensor):
@@ -77,6 +84,8 @@ def quantize_int8(graph: bytes, *, reduce_range: bool, activations: str = "token
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(rewriter.nodes)
     model.graph.initializer.extend([*kept, *rewriter.initializers.values()])
+    if any(node.domain == FUSED for node in rewriter.nodes):
+        model.opset_import.append(helper.make_opsetid(FUSED, 1))
     # Shapes recorded for values that no longer exist would be wrong.
     del model.graph.value_info[:]
     data: bytes = model.SerializeToString()
@@ -94,14 +103,29 @@ def _is_product(node: NodeProto, tensor: TensorProto | None) -> bool:
     return tensor is not None and node.op_type == "MatMul" and tensor.dims[0] * tensor.dims[1] >= _MIN_WEIGHTS
 
 
+def _stored(graph: GraphProto) -> dict[str, tuple[str, str]]:
+    """Values that are an int8 input [B, T, W] times a float32 input [B, T, 1], as an item's states are: the names of the two."""
+    inputs = {value.name: value.type.tensor_type for value in graph.input if len(value.type.tensor_type.shape.dim) == 3}
+    values = {name for name, kind in inputs.items() if kind.elem_type == TensorProto.INT8}
+    scales = {name for name, kind in inputs.items() if kind.elem_type == TensorProto.FLOAT and kind.shape.dim[2].dim_value == 1}
+    made_of: dict[str, tuple[str, ...]] = {name: (name,) for name in values | scales}
+    for node in graph.node:
+        parts = tuple(made_of.get(name, ()) for name in node.input)
+        if node.op_type in ("Cast", "Reshape", "Unsqueeze"):
+            made_of[node.output[0]] = parts[0]
+        elif node.op_type == "Mul":
+            made_of[node.output[0]] = parts[0] + parts[1]
+    return {name: (p[0], p[1]) for name, p in made_of.items() if len(p) == 2 and p[0] in values and p[1] in scales}
+
+
 class _Rewriter:
     """Collects the new graph's nodes in order, and its new initializers by name."""
 
-    def __init__(self, largest: int, *, by_token: bool, ranges: Ranges | None) -> None:
+    def __init__(self, largest: int, *, by_token: bool, ranges: Ranges | None, stored: Mapping[str, tuple[str, str]]) -> None:
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
         self.products = 0
-        self._largest, self._by_token, self._ranges = largest, by_token, ranges
+        self._largest, self._by_token, self._ranges, self._stored = largest, by_token, ranges, stored
         self._quantised: set[str] = set()
         self._multipliers: dict[str, NDArray[np.float32]] = {}
 
@@ -114,7 +138,9 @@ class _Rewriter:
         # Query, key and value read the same input: it is quantised once.
         if x not in self._quantised:
             self._quantised.add(x)
-            if self._ranges is None:
+            if x in self._stored:
+                self._take_stored(x)
+            elif self._ranges is None:
                 self._quantise_input(x)
             else:
                 self._multipliers[x] = self._quantise_calibrated(x, *self._ranges[x], weight)
@@ -123,6 +149,13 @@ class _Rewriter:
         rounded = np.rint(weight / scale).astype(np.int8)
         self._constant(f"{name}.int8", rounded)
         self._constant(f"{name}.scale", scale[0])
+        self.products += 1
+        if x in self._stored:
+            # ONNX Runtime fuses the five nodes below where the input's scale is found at run time alone: here it is told of the fused one.
+            inputs = [f"{x}.in_uint8", f"{name}.int8", f"{x}.in_scale", f"{name}.scale", f"{x}.in_zero"]
+            self.nodes.append(helper.make_node("MatMulIntegerToFloat", inputs, [f"{result}.unit"], name=f"{result}.unit", domain=FUSED))
+            self._node("Mul", [f"{result}.unit", self._stored[x][1]], [result])
+            return
         self._node("MatMulInteger", [f"{x}.in_uint8", f"{name}.int8", f"{x}.in_zero"], [f"{result}.int32"])
         self._cast(f"{result}.int32", f"{result}.product")
         self._node("Mul", [f"{x}.in_scale", f"{name}.scale"], [f"{result}.product_scale"])
@@ -133,7 +166,6 @@ class _Rewriter:
             self._node("Mul", [unit, f"{x}.in_range"], [f"{result}.ranged"])
             self._node("Mul", [f"{x}.in_least", f"{name}.sums"], [f"{result}.shift"])
             self._node("Add", [f"{result}.ranged", f"{result}.shift"], [result])
-        self.products += 1
 
     def _quantise_input(self, x: str) -> None:
         source = x
@@ -150,6 +182,15 @@ class _Rewriter:
             self._node("Div", [f"{x}.in_moved", f"{x}.in_range"], [source])
         # By token the batch's least and largest value are 0 and 1 whatever is in it, and this scale is a constant, 1 / 255.
         self._node("DynamicQuantizeLinear", [source], [f"{x}.in_uint8", f"{x}.in_scale", f"{x}.in_zero"])
+
+    def _take_stored(self, x: str) -> None:
+        """The integers that are stored, moved from -127 .. 127 to 1 .. 255: rounding them again would lose something and take time."""
+        self._constant("stored_zero", np.float32(128))
+        self._constant(f"{x}.in_scale", np.float32(1))
+        self._constant(f"{x}.in_zero", np.uint8(128))
+        self._cast(self._stored[x][0], f"{x}.in_float")
+        self._node("Add", [f"{x}.in_float", "stored_zero"], [f"{x}.in_moved"])
+        self._cast(f"{x}.in_moved", f"{x}.in_uint8", TensorProto.UINT8)
 
     def _quantise_calibrated(
         self, x: str, least: NDArray[np.float32], most: NDArray[np.float32], weight: NDArray[np.float32]
@@ -184,8 +225,8 @@ class _Rewriter:
     def _node(self, kind: str, inputs: list[str], outputs: list[str]) -> None:
         self.nodes.append(helper.make_node(kind, inputs, outputs, name=f"{kind}.{outputs[0]}"))
 
-    def _cast(self, integers: str, result: str) -> None:
-        self.nodes.append(helper.make_node("Cast", [integers], [result], name=f"Cast.{result}", to=int(TensorProto.FLOAT)))
+    def _cast(self, value: str, result: str, kind: int = TensorProto.FLOAT) -> None:
+        self.nodes.append(helper.make_node("Cast", [value], [result], name=f"Cast.{result}", to=int(kind)))
 
 
 def _scale(weight: NDArray[np.float32], *, axis: int, largest: int) -> NDArray[np.float32]:

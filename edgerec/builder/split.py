@@ -37,6 +37,39 @@ def split_query(graph: bytes) -> tuple[bytes, bytes]:
     return part(model, asking, [queries]), part(model, [*inputs, queries], list(model.graph.output))
 
 
+def map_before_rows(joint: bytes) -> bytes:
+    """Have what a row's query goes through first, maps with a bias, computed once a query: rows are taken of what they give.
+
+    Parameters
+    ----------
+    joint : of `split_query`. The logits stay what they are.
+    """
+    model = onnx.load_model_from_string(joint)
+    nodes, constants = list(model.graph.node), {tensor.name for tensor in model.graph.initializer}
+    for rows in [node for node in nodes if node.op_type in ("Gather", "GatherND") and node.input[0] == QUERIES]:
+        for product in [node for node in nodes if node.op_type == "MatMul" and node.input[0] == rows.output[0]]:
+            readers = [node for node in nodes if product.output[0] in node.input]
+            if len(readers) == 1 and readers[0].op_type == "Add" and {product.input[1], readers[0].input[1]} <= constants:
+                _move(nodes, rows, product, readers[0])
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _move(nodes: list[NodeProto], rows: NodeProto, product: NodeProto, bias: NodeProto) -> None:
+    """Put a map before the node that takes rows, and take rows of its result."""
+    result = bias.output[0]
+    product.input[0], bias.output[0] = QUERIES, f"{result}.of_queries"
+    taken = NodeProto()
+    taken.CopyFrom(rows)
+    taken.name, taken.input[0], taken.output[0] = f"{rows.op_type}.{result}", bias.output[0], result
+    nodes.remove(product)
+    nodes.remove(bias)
+    place = nodes.index(rows)
+    nodes[place:place] = [product, bias, taken]
+
+
 def _cut(graph: GraphProto) -> str:
     """The value computed from the query alone from which rows are taken by something else."""
     alone, mixed = set(QUERY_INPUTS), {value.name for value in graph.input} - set(QUERY_INPUTS)

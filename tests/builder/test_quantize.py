@@ -69,6 +69,39 @@ def test_a_product_is_within_the_bound_of_its_rounding(x: np.ndarray, weight: np
     assert np.all(np.abs(found - exact) <= 1.01 * bound + 1e-3)
 
 
+def stored_product(weight: np.ndarray) -> bytes:
+    """``y = (values * scales) @ W`` of int8 values [B, T, W] and scales [B, T, 1], as a ranker reads stored states."""
+    values = helper.make_tensor_value_info("values", TensorProto.INT8, ["b", "t", weight.shape[0]])
+    scales = helper.make_tensor_value_info("scales", TensorProto.FLOAT, ["b", "t", 1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", "t", weight.shape[1]])
+    nodes = [
+        helper.make_node("Cast", ["values"], ["exact"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["exact", "group"], ["split"]),
+        helper.make_node("Unsqueeze", ["scales", "last"], ["scale"]),
+        helper.make_node("Mul", ["split", "scale"], ["groups"]),
+        helper.make_node("Reshape", ["groups", "shape"], ["x"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    constants = {"group": [2], "last": [3], "shape": [0, 0, -1]}
+    tensors = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [values, scales], [y], [numpy_helper.from_array(weight, "w"), *tensors])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize("activations", ["batch", "token"])
+def test_stored_integers_are_multiplied_as_they_are(activations: str) -> None:
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((64, 48)).astype(np.float32)
+    values = rng.integers(-127, 128, (3, 5, 64)).astype(np.int8)
+    scales = (10 ** rng.uniform(-3, 1, (3, 5, 1))).astype(np.float32)
+    exact = values.astype(np.float64) * scales
+    graph = quantize_int8(stored_product(weight), reduce_range=SATURATES, activations=activations)
+    found = run(graph, values=values, scales=scales)[0]
+    step = np.abs(weight).max(axis=0) / (63 if SATURATES else 127) / 2
+    assert np.all(np.abs(found - exact @ weight) <= np.abs(exact).sum(axis=2, keepdims=True) * step * 1.001), "weights alone are rounded"
+    assert "DynamicQuantizeLinear" not in {node.op_type for node in onnx.load_model_from_string(graph).graph.node}
+
+
 def test_by_token_a_row_does_not_feel_its_company() -> None:
     rng = np.random.default_rng(0)
     weight, x = rng.standard_normal((64, 64)).astype(np.float32), rng.standard_normal((4, 64)).astype(np.float32)

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgerec.builder.parity import plain_session
-from edgerec.builder.split import split_query
+from edgerec.builder.split import map_before_rows, split_query
 from edgerec.errors import BuildError
 
 FLOATS = helper.make_tensor("table", TensorProto.FLOAT, [50, 3], np.random.default_rng(0).normal(size=150).astype(np.float32))
@@ -69,3 +69,40 @@ def test_a_graph_with_another_number_of_places_is_refused() -> None:
     del model.graph.node[:]
     with pytest.raises(BuildError, match="rows from 0 values"):
         split_query(model.SerializeToString())
+
+
+def joint_layer(*extra: onnx.NodeProto) -> bytes:
+    """The rows of each candidate's query go through two maps: one with a bias and one without."""
+    nodes = [
+        helper.make_node("GatherND", ["queries", "places"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "w"], ["keys"]),
+        helper.make_node("Add", ["keys", "bias"], ["biased"]),
+        helper.make_node("MatMul", ["rows", "w"], ["plain"]),
+        helper.make_node("Sum", ["biased", "plain", "rows"], ["logits"]),
+        *extra,
+    ]
+    inputs = [
+        helper.make_tensor_value_info("queries", TensorProto.FLOAT, ["q", "r", 3]),
+        helper.make_tensor_value_info("places", TensorProto.INT64, ["b", 1]),
+    ]
+    tensors = [helper.make_tensor("w", TensorProto.FLOAT, [3, 3], range(9)), helper.make_tensor("bias", TensorProto.FLOAT, [3], [1, 2, 3])]
+    outputs = [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, ["b", "r", 3]) for node in nodes[4:]]
+    made = helper.make_model(
+        helper.make_graph(nodes, "joint", inputs, outputs, tensors), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+    data: bytes = made.SerializeToString()
+    return data
+
+
+def test_maps_with_a_bias_are_computed_once_a_query() -> None:
+    moved = map_before_rows(joint_layer())
+    feeds = {"queries": np.arange(24, dtype=np.float32).reshape(2, 4, 3), "places": np.array([[1], [0], [1]])}
+    np.testing.assert_array_equal(plain_session(moved).run(["logits"], feeds)[0], plain_session(joint_layer()).run(["logits"], feeds)[0])
+    nodes = onnx.load_model_from_string(moved).graph.node
+    assert [node.output[0] for node in nodes if node.op_type == "MatMul" and node.input[0] == "queries"] == ["keys"]
+    assert [node.op_type for node in nodes] == ["MatMul", "Add", "GatherND", "GatherND", "MatMul", "Sum"]
+
+
+def test_a_map_that_is_also_read_without_its_bias_stays() -> None:
+    whole = joint_layer(helper.make_node("Neg", ["keys"], ["negative"]))
+    assert next(node.op_type for node in onnx.load_model_from_string(map_before_rows(whole)).graph.node) == "GatherND"
