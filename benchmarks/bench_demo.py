@@ -11,7 +11,7 @@ What is in DIR already is not made again.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,24 +33,31 @@ TEACHER = "demo-teacher"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A student: a shipped recipe, and keys of its ``[student]`` and ``[fit]`` that differ."""
+    """A student: a shipped recipe, and keys of its ``[student]`` and ``[fit]`` that differ; or another one, its states kept otherwise."""
 
     recipe: str = "demo-student"
+    same_as: str = ""
+    state_precision: str = ""
     student: Mapping[str, Any] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)
 
 
 TINY, LONGER = {"init": "models/tiny-bert"}, {"epochs": 6, "learning_rate": 5e-4}
+WHOLE = {"state_width": 0, "state_precision": "fp16"}
 STUDENTS = {
     "demo-student-l3": Made("demo-student-l3"),
     "demo-student": Made(),
     "cross": Made(student={"interaction": "cross"}),
     "four layers alone": Made(student={"query_layers": 4}),
     "four layers alone, twice the passes": Made(student={"query_layers": 4}, fit={"epochs": 4}),
-    "one whole state": Made(student={"state_width": 0}),
+    "four layers alone, one whole state": Made(student={"query_layers": 4, **WHOLE}),
+    "four layers alone, six of the item": Made(student={"query_layers": 4, "item_layers": 6}),
+    "two layers of the item": Made(student={"item_layers": 2}),
+    "six layers of the item": Made(student={"item_layers": 6}),
+    "one whole state": Made(student=WHOLE),
     "64 numbers": Made(student={"state_width": 64}),
-    "a whole state for each layer": Made(student={"states": "per_layer", "item_layers": 0, "state_width": 0}),
-    "fp16 states": Made(student={"state_precision": "fp16"}),
+    "a whole state for each layer": Made(student={"states": "per_layer", "item_layers": 0, **WHOLE}),
+    "fp16 states": Made(same_as="demo-student", state_precision="fp16"),
     "2 x 128": Made(student={"interaction": "cross", **TINY}, fit=LONGER),
     "2 x 128 mid": Made(student={"query_layers": 1, "item_layers": 1, **TINY}, fit=LONGER),
 }
@@ -67,31 +74,45 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=list(STUDENTS), help="repeatable; default: the first two")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the folds and of every run")
+    parser.add_argument("--runs", type=int, default=1, help="of everything, folds too, with seeds from --seed on")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     machine = describe_machine()
     names = options.only or ["demo-student-l3", "demo-student"]
-    folds = open_folds(options.data, options.work, options.folds, options.seed)
+    runs: list[dict[str, Outcome]] = []
+    for seed in range(options.seed, options.seed + options.runs):
+        folds = open_folds(options.data, options.work, options.folds, seed)
+        runs.append(one_run(names, folds, seed, options))
+    rows = table(runs, random_order(folds))
+    if options.out:
+        dataset = load_dataset(options.data).sha256
+        content = {"data_sha256": dataset, "folds": options.folds, "seed": options.seed, "runs": options.runs, "rows": rows}
+        report("edgerec-bench-demo", machine, ("torch", "transformers", "numpy"), content, options.out)
+
+
+def one_run(names: Sequence[str], folds: Sequence[Path], seed: int, options: argparse.Namespace) -> dict[str, Outcome]:
+    """Make what is missing of one seed's models, and judge them all."""
 
     def made(name: str, fold: Path) -> Path:
-        return Path(options.work / f"{slug(name)}-{options.seed}-{fold.name}")
+        return Path(options.work / f"{slug(name)}-{seed}-{fold.name}")
 
+    taught = [STUDENTS[name].same_as or name for name in names]
     for fold in folds:
         if not made(TEACHER, fold).exists():
-            train_teacher([fold], str(options.base_model), last(load_recipe(Path(TEACHER)), options.seed), made(TEACHER, fold), resume=True)
-        for name in names:
+            train_teacher([fold], str(options.base_model), last(load_recipe(Path(TEACHER)), seed), made(TEACHER, fold), resume=True)
+        for name in taught:
             if not made(name, fold).exists():
-                distill([made(TEACHER, fold)], [fold], last(recipe_of(STUDENTS[name]), options.seed), made(name, fold), resume=True)
+                distill([made(TEACHER, fold)], [fold], last(recipe_of(STUDENTS[name]), seed), made(name, fold), resume=True)
     found = {"BM25": judge(folds, [Bm25(load_dataset(fold)) for fold in folds])}
     found[TEACHER] = judge(folds, [Teacher.load(made(TEACHER, fold)) for fold in folds])
-    for name in names:
-        found[name] = judge(folds, [StudentScorer.load(made(name, fold)) for fold in folds])
+    for name, student in zip(names, taught, strict=True):
+        kept = STUDENTS[name].state_precision
+        found[name] = judge(folds, [StudentScorer.load(made(student, fold), state_precision=kept) for fold in folds])
+        if kept:
+            continue
         with ExitStack() as stack:
-            found[name + INT8] = judge(folds, [int8(made(name, fold), fold, stack) for fold in folds])
-    rows = table(found, random_order(folds))
-    if options.out:
-        content = {"data_sha256": load_dataset(options.data).sha256, "folds": options.folds, "seed": options.seed, "rows": rows}
-        report("edgerec-bench-demo", machine, ("torch", "transformers", "numpy"), content, options.out)
+            found[name + INT8] = judge(folds, [int8(made(student, fold), fold, stack) for fold in folds])
+    return found
 
 
 def recipe_of(made: Made) -> Recipe:
@@ -105,20 +126,26 @@ def last(recipe: Recipe, seed: int) -> Recipe:
     return replace(recipe, seed=seed, fit=replace(recipe.fit, eval_every=LAST))
 
 
-def table(found: Mapping[str, Outcome], random: float) -> list[dict[str, Any]]:
-    """The report's rows, printed. Retention is (student - random order) / (teacher - random order)."""
-    best = float(np.nanmean(found[TEACHER].ndcg))
+def table(runs: Sequence[Mapping[str, Outcome]], random: float) -> list[dict[str, Any]]:
+    """The report's rows, printed; a query's nDCG is the mean of the runs. Retention is (student - random order) / (teacher - random order),
+    and the same of the cross student, where it is there."""
+    found = {name: Outcome.mean([run[name] for run in runs]) for name in runs[0]}
     rows = [row(name, one, found["BM25"]) for name, one in found.items()]
-    print("| | nDCG@10 | gain over BM25 | AUC | retention | int8 less fp32, nDCG@10 |\n|---|---:|---:|---:|---:|---:|")
+    whole = {one["name"]: one["ndcg"] - random for one in rows}
+    print("| | nDCG@10 | gain over BM25 | AUC | retention | of cross | int8 less fp32, nDCG@10 |\n|---|---:|---:|---:|---:|---:|---:|")
     for one in rows:
         name = one["name"]
+        one["ndcg_by_run"] = [float(np.nanmean(run[name].ndcg)) for run in runs]
         gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*one["ndcg_difference"]) if "ndcg_difference" in one else "–"
-        one["retention"] = (one["ndcg"] - random) / (best - random)
-        loss = ""
+        one["retention"] = whole[name] / whole[TEACHER]
+        of_cross = loss = ""
+        if "cross" in whole:
+            one["of_cross"] = whole[name] / whole["cross"]
+            of_cross = f"{one['of_cross']:.1%}"
         if name.endswith(INT8):
             one["less_fp32"] = found[name].difference(found[name.removesuffix(INT8)])
             loss = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*one["less_fp32"])
-        print(f"| {name} | {one['ndcg']:.4f} | {gain} | {one['auc']:.3f} | {one['retention']:.1%} | {loss} |")
+        print(f"| {name} | {one['ndcg']:.4f} | {gain} | {one['auc']:.3f} | {one['retention']:.1%} | {of_cross} | {loss} |")
     return rows
 
 

@@ -5,7 +5,7 @@
 Time: `Ranker.rank` over a catalogue of the data folder's items, for 100 and 1,000 candidates that BM25 finds (filled up with random ones),
 another query every round, rungs taking turns, each as the int8 bundle of the default backend. The students have had one training step: they
 have the sizes of those of bench_ladder.py, and no time depends on a weight's value. Quality: the rows of the same name in
-``results/ladder.json``; the rivals' times are those of ``results/rank.json``. Together they are the plot, ``results/frontier.svg``.
+``results/ladder.json``; the rivals' times are those of a report of bench_rank.py. Together they are a plot beside the report.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="of the students; bench_engine.py wants more")
+    parser.add_argument("--rivals", type=Path, default=RESULTS / "rank.json", help="a report of bench_rank.py from the same machine")
     parser.add_argument("--out", type=Path, default=RESULTS / "frontier.json")
     options = parser.parse_args()
     machine, dataset = describe_machine(), load_dataset(options.data)
@@ -71,7 +72,7 @@ def main() -> None:
         row["ndcg"] = quality.get(row["rung"] + INT8, {}).get("ndcg")
     print(table(rows))
     teacher_ndcg = next(one["ndcg"] for name, one in quality.items() if name.startswith("teacher"))
-    others = [one for one in json.loads((RESULTS / "rank.json").read_text())["contestants"] if not one["name"].startswith("edgerec")]
+    others = [one for one in json.loads(options.rivals.read_text())["contestants"] if not one["name"].startswith("edgerec")]
     draw = partial(plot, rows, quality["BM25"]["ndcg"], others, teacher_ndcg)
     options.out.with_suffix(".svg").write_text(draw_svg(draw) + "\n", encoding="utf-8")
     report("edgerec-bench-frontier", machine, ("numpy",), {"threads": options.threads, "rounds": options.rounds, "rows": rows}, options.out)

@@ -80,8 +80,7 @@ def main() -> None:
             models, times = zip(*(trained(fold, options, changed(base, name, seed)) for fold in taught), strict=True)
             outcomes.append(judge(folds, [Teacher.load(model) for model in models]))
             seconds += times
-        mean = Outcome(np.mean([one.ndcg for one in outcomes], axis=0), np.mean([one.auc for one in outcomes], axis=0))
-        found[name] = (mean, float(np.mean(seconds)))
+        found[name] = (Outcome.mean(outcomes), float(np.mean(seconds)))
         print(table(found), flush=True)
     write(options, found, machine, load_dataset(options.data))
 

@@ -22,7 +22,8 @@ from edgerec.metrics import auc, bootstrap_interval, gain, ndcg
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One ranker over all folds: nDCG@10 of every query (float64 [Q], NaN where undefined), and AUC of every fold (float64 [folds])."""
+    """One ranker over all folds: nDCG@10 of every query in the order of their ids (float64 [Q], NaN where undefined), and AUC of every fold
+    (float64 [folds])."""
 
     ndcg: NDArray[np.float64]
     auc: NDArray[np.float64]
@@ -32,6 +33,11 @@ class Outcome:
         change = self.ndcg - other.ndcg
         low, high = bootstrap_interval(change, seed=0, samples=2000)
         return float(np.nanmean(change)), float(low), float(high)
+
+    @staticmethod
+    def mean(outcomes: Sequence[Outcome]) -> Outcome:
+        """Of several runs over the same queries: each query's mean, and each fold's."""
+        return Outcome(np.mean([one.ndcg for one in outcomes], axis=0), np.mean([one.auc for one in outcomes], axis=0))
 
 
 def open_folds(data: Path, work: Path, count: int, seed: int) -> list[Path]:
@@ -57,15 +63,15 @@ def fewer(fold: Path, times: int, seed: int) -> Path:
 
 def judge(folds: Sequence[Path], scorers: Sequence[Scorer], *, min_judged: int = 2) -> Outcome:
     """What the scorer of each fold makes of the fold's dev queries."""
-    quality: list[float] = []
+    quality: dict[str, float] = {}
     areas: list[float] = []
     for fold, scorer in zip(folds, scorers, strict=True):
         dataset = load_dataset(fold)
         lists = judged_lists(dataset, "dev", min_judged=min_judged)
         scores = score_lists(scorer, lists)
-        quality += [ndcg(gain(one.grades, dataset.grade_min), s, 10) for one, s in zip(lists, scores, strict=True)]
+        quality |= {one.query_id: ndcg(gain(one.grades, dataset.grade_min), s, 10) for one, s in zip(lists, scores, strict=True)}
         areas.append(auc(np.concatenate([one.grades for one in lists]) >= relevant_from(dataset), np.concatenate(scores)))
-    return Outcome(np.array(quality), np.array(areas))
+    return Outcome(np.array([quality[query] for query in sorted(quality)]), np.array(areas))
 
 
 def random_order(folds: Sequence[Path], *, min_judged: int = 2) -> float:

@@ -219,7 +219,7 @@ class _Rewriter:
         self._node("Gather", [f"{name}.rows_scale", ids], [f"{result}.row_scale"])
         self._node("Mul", [f"{result}.row", f"{result}.row_scale"], [result])
 
-    def _constant(self, name: str, value: NDArray[np.generic] | np.float32) -> None:
+    def _constant(self, name: str, value: NDArray[np.generic] | np.generic) -> None:
         self.initializers[name] = numpy_helper.from_array(np.asarray(value), name)
 
     def _node(self, kind: str, inputs: list[str], outputs: list[str]) -> None:
