@@ -50,6 +50,7 @@ STUDENTS = {
     "cross": Made(student={"interaction": "cross"}),
     "four layers alone": Made(student={"query_layers": 4}),
     "four layers alone, twice the passes": Made(student={"query_layers": 4}, fit={"epochs": 4}),
+    "four layers alone, more pairs": Made(student={"query_layers": 4, "unlabelled_per_query": 18}),
     "four layers alone, one whole state": Made(student={"query_layers": 4, **WHOLE}),
     "four layers alone, six of the item": Made(student={"query_layers": 4, "item_layers": 6}),
     "two layers of the item": Made(student={"item_layers": 2}),

@@ -172,9 +172,9 @@ def plot(rows: list[dict[str, Any]], bm25: float, rivals: list[dict[str, Any]], 
         times, ndcg = [row["p50_ms"] for row in points], points[0]["ndcg"]
         colour = COLOURS["teacher"] if "mid" in rung else COLOURS["bundle"]
         axes.plot(times, [ndcg for _ in times], marker="o", color=colour)
-        # Students of the two kinds lie close together: the names of one stand above its lines, of the other below.
+        # Students of the two kinds lie close together: the names of one stand left of its lines, of the other below.
         if "mid" in rung:
-            name(f"{rung} {ndcg:.3f}", times[0], ndcg, (0, 7), color=colour)
+            name(f"{rung} {ndcg:.3f}", times[0], ndcg, (-8, -4), color=colour, ha="right")
         else:
             name(f"{rung} {ndcg:.3f}", times[-1], ndcg, (0, -16 - 13 * (1 - number % 2)), color=colour, ha="right")
     axes.axhline(bm25, color=COLOURS["baseline"], linewidth=1.2, linestyle=(0, (5, 3)))
@@ -183,7 +183,7 @@ def plot(rows: list[dict[str, Any]], bm25: float, rivals: list[dict[str, Any]], 
     axes.set_xlabel("p50 milliseconds, 100 candidates to 1,000 (log scale, left is faster)", color=SOFT)
     axes.set_ylabel("nDCG@10", color=SOFT)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.margins(x=0.25, y=0.25)
+    axes.margins(x=0.32, y=0.25)
 
 
 if __name__ == "__main__":
