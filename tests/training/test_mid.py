@@ -14,7 +14,7 @@ import torch
 from edgerec.training.config import LossSettings, StudentSettings
 from edgerec.training.data import load_dataset
 from edgerec.training.distill import distill
-from edgerec.training.mid import MidStudent, as_stored
+from edgerec.training.mid import MidShape, MidStudent, as_stored
 from edgerec.training.mid_start import item_sample, mid_from_cross, reduced_rank
 from edgerec.training.pairs import Pairs, TokenTable, judged_pairs
 from edgerec.training.prune import prune
@@ -219,3 +219,23 @@ def test_pruning_refuses_a_mid_student(trained: Path, shop: Path, tmp_path: Path
     recipe = tiny_recipe(loss=DISTILL)
     with pytest.raises(InputError, match="mid-fusion"):
         prune(trained, [shop], replace(recipe, prune=replace(recipe.prune, flops=0.5)), tmp_path / "p")
+
+
+def test_a_gradient_has_the_same_bits_every_time(cross: Student, text: TextEncoder, pairs: Pairs) -> None:
+    """A query has many rows, and what they say of it must be summed in one order, however many threads there are."""
+    tiny = mid_scorer(cross, text, pairs, MID).student.shape
+    assert isinstance(tiny, MidShape)
+    sizes = {"hidden": 256, "state_width": 256, "intermediate": 64, "buckets": 0, "feature_dim": 0, "feature_hidden": 0}
+    torch.manual_seed(0)
+    student = MidStudent(replace(tiny, **sizes)).eval()
+    table, rows = TokenTable(pairs, text), np.arange(64)
+    threads, found = torch.get_num_threads(), set()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(10):
+            student.zero_grad()
+            (student.forward_rows(table, None, rows) * torch.arange(1.0, 65.0)).sum().backward()
+            found.add(student.embeddings.word_embeddings.weight.grad.numpy().tobytes())  # type: ignore[union-attr]
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
