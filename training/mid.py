@@ -213,8 +213,8 @@ class MidStudent(nn.Module):
             width, length = round_up(int(query_lengths[q].max())), round_up(int(item_lengths[i].max()))
             query_index, item_index, of_query, of_item = tensors(q, i, query_lengths[q], item_lengths[i])
             # Not by indexing: its gradient is summed in any order where a query or an item comes twice.
-            taken = asking[:, :width].index_select(0, query_index), states[:, :length].index_select(0, item_index)
-            inputs = [taken[0], of_query, taken[1], of_item]
+            own, kept = asking[:, :width].index_select(0, query_index), states[:, :length].index_select(0, item_index)
+            inputs = [own, of_query, kept, of_item]
             if hashed is not None:
                 inputs += tensors(hashed.ids[rows[filled]], hashed.weights[rows[filled]])
             parts.append(self(*inputs)[: len(chosen)])
