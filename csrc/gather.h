@@ -1,5 +1,6 @@
 /*
- * Rows of item states, taken from where a catalogue's copy lies and widened to the numbers that a graph reads.
+ * Rows of a request, made where a catalogue's copy lies: item states widened to the numbers that a graph reads, for mid-fusion students, or
+ * item tokens joined with the query's, for cross students.
  *
  * One definition, two programs: gather.c, plain C, which defines the result and runs in the tests; gather.cu, the same on a GPU, a block of
  * threads a row, which is compiled to edgerec/engine/gather.ptx (`make ptx`) and loaded through the driver. Both compute a number with the
@@ -38,6 +39,26 @@ typedef struct {
     void *out;
 } edr_gather_job;
 
+/* What a request's rows have in common, as int32 numbers: these, and then the tokens before the item and those after it. */
+enum { EDR_FRAME_HEAD, EDR_FRAME_SUFFIX, EDR_FRAME_HEAD_TYPE, EDR_FRAME_ITEM_TYPE, EDR_FRAME_PAD, EDR_FRAME_TOKENS };
+
+/* What a join of the query with items reads and writes.
+ *
+ * Row b is the frame's head (prefix, query, middle), `lengths[b]` tokens from `starts[b]` on, of the table that its sign names, as above, and
+ * the suffix; a length of -1 is no row at all. Behind a row's end `ids` [B, T] have the frame's padding, `mask` and `types` zeros. No engine
+ * takes an empty row: a row without any token is one of padding. */
+typedef struct {
+    const int32_t *tables[2];
+    int64_t totals[2];      /* tokens of each table: the C program refuses a row that lies outside, the GPU reads what there is */
+    const int64_t *starts;  /* [B] */
+    const int32_t *lengths; /* [B] */
+    const int32_t *frame;   /* sizes of head and suffix, token types of head and of the rest, padding, head, suffix */
+    int64_t frame_size;
+    int64_t rows;   /* B */
+    int32_t tokens; /* T */
+    int32_t *ids, *mask, *types;
+} edr_pairs_job;
+
 #ifdef __CUDACC__
 #define EDR_NUMBER __host__ __device__ static __forceinline__
 #else
@@ -49,6 +70,8 @@ extern "C" {
 /* Fill `out`, or write nothing and return EDR_E_VALUE: a kind that is none; EDR_E_SIZE: a size below 0, or a row of 2^31 numbers; EDR_E_ROW:
  * a row outside of its table, or longer than T. */
 int edr_gather_states(const edr_gather_job *job);
+/* Fill `ids`, `mask` and `types`, or write nothing and return EDR_E_VALUE: a frame whose sizes are not its own; EDR_E_SIZE, EDR_E_ROW: as above. */
+int edr_gather_pairs(const edr_pairs_job *job);
 #ifdef __cplusplus
 }
 #endif
@@ -112,6 +135,18 @@ EDR_NUMBER void edr_write_number(void *out, int32_t number, int64_t at, float x)
 {
     if (number == EDR_GATHER_FP32) ((float *)out)[at] = x;
     else ((uint16_t *)out)[at] = number == EDR_GATHER_FP16 ? edr_narrow_f16(x) : edr_narrow_bf16(x);
+}
+
+/* Token `i` of a row whose item is `item`, of `length` tokens, written to place `at` of the outputs. */
+EDR_NUMBER void edr_write_token(const int32_t *frame, const int32_t *item, int32_t length, int32_t i, int64_t at, int32_t *ids, int32_t *mask,
+                                int32_t *types)
+{
+    const int32_t head = frame[EDR_FRAME_HEAD], end = length < 0 ? 0 : head + length + frame[EDR_FRAME_SUFFIX];
+    if (i >= end) ids[at] = frame[EDR_FRAME_PAD];
+    else if (i < head) ids[at] = frame[EDR_FRAME_TOKENS + i];
+    else ids[at] = i < head + length ? item[i - head] : frame[EDR_FRAME_TOKENS + i - length];
+    mask[at] = i < end || (i == 0 && length == 0);
+    types[at] = i >= end ? 0 : frame[i < head ? EDR_FRAME_HEAD_TYPE : EDR_FRAME_ITEM_TYPE];
 }
 
 #endif

@@ -37,6 +37,23 @@ def gather_states(
     InputError : a row is outside its table, or longer than T; arrays of other types or sizes.
     """
 
+def gather_pairs(
+    tables: Sequence[NDArray[np.int32]], starts: NDArray[np.int64], lengths: NDArray[np.int32], frame: NDArray[np.int32], *, tokens: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """Rows of tokens ``head + item + suffix``: ids, mask and types, int32 [B, T]: csrc/gather.h, what the CUDA kernel does, on the CPU.
+
+    Parameters
+    ----------
+    tables : two of int32 [total].
+    starts, lengths : as of `gather_states`; a length of -1 is no row.
+    frame : int32, sizes of head and suffix, token types of head and of the rest, padding, head, suffix.
+    tokens : T.
+
+    Raises
+    ------
+    InputError : as `gather_states`; or a frame whose sizes are not its own.
+    """
+
 @final
 class Encoder:
     """A model and the threads that run it. Safe to share between threads, and usable after a fork (with threads of its own).

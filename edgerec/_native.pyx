@@ -65,6 +65,29 @@ def gather_states(tables, starts, lengths, *, tokens, groups, width, number):
     return out.reshape(job.rows, job.tokens, one)
 
 
+def gather_pairs(tables, starts, lengths, frame, *, tokens):
+    cdef edr_pairs_job job
+    for place in range(2):
+        job.tables[place] = <int32_t *> _array(tables[place], cnp.NPY_INT32, "tables", "int32")
+        job.totals[place] = _size(tables[place])
+    job.starts = <int64_t *> _array(starts, cnp.NPY_INT64, "starts", "int64")
+    job.lengths = <int32_t *> _array(lengths, cnp.NPY_INT32, "lengths", "int32")
+    job.frame = <int32_t *> _array(frame, cnp.NPY_INT32, "frame", "int32")
+    job.frame_size, job.rows, job.tokens = _size(frame), _size(starts), _integer(tokens, "tokens", 0, 1 << 16)
+    if _size(lengths) != job.rows:
+        raise InputError(f"{_size(lengths)} lengths for {job.rows} starts")
+    outputs = [_new(job.rows * job.tokens, cnp.NPY_INT32) for _ in range(3)]
+    job.ids = <int32_t *> cnp.PyArray_DATA(outputs[0])
+    job.mask = <int32_t *> cnp.PyArray_DATA(outputs[1])
+    job.types = <int32_t *> cnp.PyArray_DATA(outputs[2])
+    cdef int status
+    with nogil:
+        status = edr_gather_pairs(&job)
+    if status != EDR_OK:
+        _refuse(status, "gather", -1)
+    return tuple(one.reshape(job.rows, job.tokens) for one in outputs)
+
+
 cdef str _place(const Py_buffer *data):
     """Where a file that was refused is damaged, in words."""
     cdef char name[33]

@@ -1,4 +1,4 @@
-"""The gather of item states: the C twin against numpy, and the CUDA kernel, which shares its arithmetic, through NVIDIA's compiler."""
+"""Rows of item states and of tokens: the C twin against numpy, and the CUDA kernels, which share its arithmetic, through NVIDIA's compiler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgerec import _native
+from edgerec import _core, _native
 from edgerec.errors import InputError
 from edgerec.states import PRECISIONS, StateSpec
 
@@ -91,12 +91,61 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
         _native.gather_states(given.pop("tables"), given.pop("starts"), given.pop("lengths"), **given)
 
 
-def test_the_ptx_is_text_that_an_old_driver_reads_and_has_the_kernel() -> None:
+FRAME = st.builds(lambda head, suffix: (head, suffix), st.lists(st.integers(0, 99), max_size=4), st.lists(st.integers(0, 99), max_size=2))
+
+
+def framed(head: list[int], suffix: list[int]) -> np.ndarray:
+    return np.array([len(head), len(suffix), 5, 6, 77, *head, *suffix], np.int32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1 << 20), frame=FRAME, rows=st.integers(0, 9), room=st.integers(1, 7))
+def test_rows_of_tokens_are_those_that_packing_gives(seed: int, frame: tuple[list[int], list[int]], rows: int, room: int) -> None:
+    head, suffix = frame
+    rng, tokens = np.random.default_rng(seed), len(head) + room + len(suffix)
+    tables = [rng.integers(100, 200, total).astype(np.int32) for total in (20, 11)]
+    other, lengths = rng.random(rows) < 0.5, rng.integers(0, room + 1, rows).astype(np.int32)
+    begins = np.array([rng.integers(0, len(tables[int(o)]) - n + 1) for o, n in zip(other, lengths, strict=True)], np.int64)
+    items = [tables[int(o)][begin : begin + n] for o, begin, n in zip(other, begins, lengths, strict=True)]
+    found = _native.gather_pairs(tables, np.where(other, ~begins, begins), lengths, framed(head, suffix), tokens=tokens)
+    packer = _core.PairFrame(
+        *(np.array(part, np.int32) for part in (head, [], suffix)), pad_id=77, query_type=5, item_type=6, max_tokens=tokens
+    )
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    flat = np.concatenate([np.zeros(0, np.int32), *items])
+    expected = packer.pack(np.zeros(0, np.int32), flat, offsets, np.arange(rows), tokens)
+    if not head + suffix:  # a batch of padded rows may have an empty one, an engine's call may not
+        expected[1][lengths == 0, 0] = 1
+    for name, one, same in zip(("ids", "mask", "types"), found, expected, strict=True):
+        np.testing.assert_array_equal(one, same, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    {
+        "starts": np.array([6], np.int64),
+        "lengths": np.array([3], np.int32),
+        "frame": framed([1, 2], [3])[:-1],
+        "tables": [np.zeros(5, np.int64)] * 2,
+        "tokens": 4,
+    }.items(),
+)
+def test_pairs_that_do_not_fit_are_refused(name: str, value: Any) -> None:
+    given = {"tables": [np.zeros(5, np.int32)] * 2, "starts": np.array([3], np.int64), "lengths": np.array([2], np.int32)}
+    given |= {"frame": framed([1, 2], [3]), "tokens": 5}
+    assert _native.gather_pairs(**given)[0].shape == (1, 5)
+    with pytest.raises(InputError):
+        _native.gather_pairs(**{**given, name: value})
+
+
+KERNELS = {"edr_gather_rows": ["u64"] * 4 + ["u32"] * 5, "edr_gather_pairs": ["u64"] * 7 + ["u32"]}
+
+
+def test_the_ptx_is_text_that_an_old_driver_reads_and_has_the_kernels() -> None:
     text = PTX.read_text(encoding="ascii")
     assert "\n.version 7.0\n.target sm_75\n" in text
-    (found,) = re.findall(r"\.visible \.entry (\w+)\(([^)]*)\)", text)
-    assert found[0] == "edr_gather_rows"
-    assert re.findall(r"\.param \.(\w+)", found[1]) == ["u64"] * 4 + ["u32"] * 5
+    found = {name: re.findall(r"\.param \.(\w+)", given) for name, given in re.findall(r"\.visible \.entry (\w+)\(([^)]*)\)", text)}
+    assert found == KERNELS
 
 
 @nvcc

@@ -1,6 +1,6 @@
 /* cc -std=c11 -g -fsanitize=address,undefined -Icsrc tests/csrc/test_gather.c csrc/[a-z]*.c -lm -lpthread -o test_gather
- * The gather of item states, which defines what the CUDA kernel gives: conversions are exact over all bit patterns, rows come from the
- * table their sign names and end in zeros, and a row outside is refused before anything is written. */
+ * Rows of item states and of tokens, which define what the CUDA kernels give: conversions are exact over all bit patterns, rows come from
+ * the table their sign names and end in zeros or padding, and a row outside is refused before anything is written. */
 #include "gather.h"
 
 #include <math.h>
@@ -138,10 +138,80 @@ static void test_refusals(void)
     CHECK(edr_gather_states(&good) == EDR_OK && out[0] == 0);
 }
 
+enum { WIDE = 8 };
+
+/* A row by its words: head, item, suffix, one token after the other. */
+static int row_is(const int32_t *ids, const int32_t *mask, const int32_t *types, const int32_t *expected, int32_t size, int32_t head)
+{
+    int right = 1;
+    for (int32_t i = 0; i < WIDE; i++) {
+        right &= ids[i] == (i < size ? expected[i] : 99) && mask[i] == (i < size);
+        right &= types[i] == (i >= size ? 0 : i < head ? 3 : 4);
+    }
+    return right;
+}
+
+static void test_pairs(void)
+{
+    const int32_t table[TOTAL] = {10, 11, 12, 13, 14, 15, 16}, other[OTHER] = {20, 21, 22, 23, 24};
+    const int32_t frame[] = {3, 2, 3, 4, 99, 1, 7, 2, 5, 6}, bare[] = {0, 0, 3, 4, 99};
+    const int64_t starts[] = {4, ~(int64_t)2, 7, ~(int64_t)0, 0};
+    const int32_t lengths[] = {3, 2, 0, -1, 1};
+    int32_t *tokens = exact_copy(table, sizeof table), *framed = exact_copy(frame, sizeof frame);
+    int32_t *ids = exact_room(sizeof(int32_t) * 5 * WIDE), *mask = exact_room(sizeof(int32_t) * 5 * WIDE), *types = exact_room(sizeof(int32_t) * 5 * WIDE);
+    edr_pairs_job good = {.tables = {tokens, other}, .totals = {TOTAL, OTHER}, .starts = starts, .lengths = lengths, .frame = framed,
+                          .frame_size = 10, .rows = 5, .tokens = WIDE, .ids = ids, .mask = mask, .types = types};
+    CHECK(edr_gather_pairs(&good) == EDR_OK);
+    const int32_t expected[5][WIDE] = {{1, 7, 2, 14, 15, 16, 5, 6}, {1, 7, 2, 22, 23, 5, 6}, {1, 7, 2, 5, 6}, {0}, {1, 7, 2, 10, 5, 6}};
+    for (int b = 0; b < 5; b++)
+        CHECK(row_is(ids + b * WIDE, mask + b * WIDE, types + b * WIDE, expected[b], lengths[b] < 0 ? 0 : 5 + lengths[b], 3));
+    edr_pairs_job job = good; /* nothing at all is a row of padding, and no address of a table is read */
+    job.frame = bare;
+    job.frame_size = 5;
+    job.tables[0] = job.tables[1] = NULL;
+    job.totals[0] = job.totals[1] = job.rows = 1;
+    job.starts = starts + 4;
+    job.lengths = lengths + 2;
+    CHECK(edr_gather_pairs(&job) == EDR_OK && ids[0] == 99 && mask[0] == 1 && types[0] == 0 && mask[1] == 0 && ids[WIDE - 1] == 99);
+    memset(ids, 0x5A, sizeof(int32_t) * 5 * WIDE);
+    const struct {
+        int64_t start;
+        int32_t length;
+    } wrong[] = {{5, 3}, {8, 0}, {INT64_MAX, 1}, {~(int64_t)4, 2}, {INT64_MIN, 1}, {0, -2}, {0, WIDE - 4}, {9, -1}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        job = good;
+        job.rows = 1;
+        job.starts = &wrong[i].start;
+        job.lengths = &wrong[i].length;
+        CHECK(edr_gather_pairs(&job) == EDR_E_ROW);
+    }
+    const int32_t frames[][10] = {{2, 2}, {3, 3}, {-1, 6}, {6, -1}, {INT32_MAX, INT32_MAX}};
+    for (size_t i = 0; i < sizeof frames / sizeof *frames; i++) {
+        job = good;
+        job.frame = frames[i];
+        CHECK(edr_gather_pairs(&job) == EDR_E_VALUE);
+    }
+    job = good;
+    job.frame_size = 4;
+    CHECK(edr_gather_pairs(&job) == EDR_E_VALUE);
+    job = good;
+    job.rows = -1;
+    CHECK(edr_gather_pairs(&job) == EDR_E_SIZE);
+    int untouched = 1;
+    for (int i = 0; i < 5 * WIDE; i++) untouched &= ids[i] == 0x5A5A5A5A;
+    CHECK(untouched);
+    free(tokens);
+    free(framed);
+    free(ids);
+    free(mask);
+    free(types);
+}
+
 int main(void)
 {
     test_conversions();
     test_rows();
     test_refusals();
+    test_pairs();
     return check_report();
 }
