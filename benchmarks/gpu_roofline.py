@@ -55,7 +55,7 @@ def roofline(suite: Any, not_run: type[Exception]) -> Iterator[dict[str, Any]]:
         work = Work.of(student["layers"], student["hidden"], student["intermediate"], rows, tokens, BYTES[row["precision"]])
         least = work.least_ms(products, copies)
         yield {
-            **{key: row[key] for key in ("student", "precision", "flavour", "bucket", "launch")},
+            **{key: row[key] for key in ("student", "precision", "flavour", "bucket", "sent", "launch") if key in row},
             "GFLOP": work.operations / 1e9,
             "MB": work.bytes / 1e6,
             "least ms": least,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import product
 from time import perf_counter
 from typing import Any
 
@@ -23,8 +24,9 @@ from edgerec.builder import GpuOptions, build_engine
 from edgerec.builder.trt_shapes import parse_buckets
 from edgerec.engine import open_engine
 from edgerec.engine.trt import TensorRtEngine
-from edgerec.engine.trt_device import Device, Slot
+from edgerec.engine.trt_device import Device
 from edgerec.engine.trt_plans import FLAVOURS, module_name, this_runtime
+from edgerec.engine.trt_work import Work
 from edgerec.errors import BuildError, EngineError
 
 Rows = Iterator[dict[str, Any]]
@@ -118,7 +120,8 @@ def _build(suite: Any, name: str, export: Any, precision: str) -> Rows:
 
 
 def engine_latency(suite: Any) -> Rows:
-    """Each bucket by CUDA events: copy there, run, copy back; as one graph, and launched plainly."""
+    """Each bucket by CUDA events: copy there, run, copy back; rows that come whole, or items joined on the GPU; as one graph, and launched
+    plainly."""
     if not suite.bundles and not suite.plans86:
         raise NotRun("no plan was built")
     yield from trt86.latency(suite)
@@ -128,22 +131,24 @@ def engine_latency(suite: Any) -> Rows:
             device = engine._device
             assert device is not None
             with device.lane() as lane:
-                for (rows, tokens), slot in zip(device.plans.buckets, lane, strict=True):
-                    for how, launch in (("graph", slot.graph), ("plain", slot.enqueue)):
+                for (rows, tokens), slot in zip(device.plans.buckets, lane.slots, strict=True):
+                    ways = {"rows": slot.rows} if slot.items is None else {"rows": slot.rows, "items": slot.items}
+                    for (way, work), how in product(ways.items(), ("graph", "plain")):
                         row = {"student": name, "precision": precision, "flavour": suite.flavours[name, precision]}
-                        row |= {"bucket": f"{rows}x{tokens}", "launch": how}
+                        row |= {"bucket": f"{rows}x{tokens}", "sent": way, "launch": how}
+                        launch = work.graph if how == "graph" else work.enqueue
                         if launch is None:
                             yield {**row, "note": device.launches}
                         else:
-                            yield {**row, **percentiles(_event_times(device, slot, launch, suite.args.calls))}
+                            yield {**row, **percentiles(_event_times(device, work, launch, suite.args.calls))}
 
 
-def _event_times(device: Device, slot: Slot, launch: Callable[[], object], calls: int) -> list[float]:
+def _event_times(device: Device, work: Work, launch: Callable[[], object], calls: int) -> list[float]:
     start, stop, times = device.cuda.Event(), device.cuda.Event(), []
     for call in range(calls + 20):
-        start.record(slot._stream)
+        start.record(work.stream)
         launch()
-        stop.record(slot._stream)
+        stop.record(work.stream)
         stop.synchronize()
         if call >= 20:
             times.append(stop.time_since(start))

@@ -5,7 +5,7 @@
 
 from .catalog_build import build_catalog
 from .catalog_info import CatalogInfo
-from .catalog_snapshot import Catalog
+from .catalog_snapshot import Catalog, Origin
 from .catalog_writer import CatalogWriter
 
-__all__ = ["Catalog", "CatalogInfo", "CatalogWriter", "build_catalog"]
+__all__ = ["Catalog", "CatalogInfo", "CatalogWriter", "Origin", "build_catalog"]

@@ -18,6 +18,7 @@ from .errors import BundleError, InputError
 from .features import NO_FEATURES, ItemFeatures
 from .segment import SectionFile
 from .states import PRECISIONS, ItemStates, StateSpec
+from .types import StoredTable
 from .vectors import ItemVectors, VectorSpec
 
 
@@ -91,6 +92,12 @@ class CatalogSegment:
         except UnicodeDecodeError as e:
             raise BundleError(f"{self._sections.path}: an id is not UTF-8 ({e}); build the catalogue again") from e
 
+    def table(self, name: str) -> StoredTable:
+        """``tokens`` or ``states`` of all rows; states are their numbers and their scales."""
+        if name == "states" and self.states is not None:
+            return StoredTable(self.entry.sha256, (self.states.values, self.states.scales))
+        return StoredTable(self.entry.sha256, (self.columns[name],))
+
     def verify(self) -> None:
         """Read everything and compare checksums and offsets. Raises BundleError."""
         self._sections.verify()
@@ -108,7 +115,7 @@ class CatalogSegment:
                 f"{self._sections.path}: states {list(values.shape)} and scales {list(scales.shape)} are not those of "
                 f"{spec.groups} x {spec.width} {spec.precision} a token; build the catalogue again"
             )
-        return ItemStates(values, scales, offsets, key=self.entry.sha256)
+        return ItemStates(values, scales, offsets)
 
     def _item_vectors(self, spec: VectorSpec) -> ItemVectors:
         values = self._keep(VECTORS[0], self._sections.column(VECTORS[0], np.int8, 2))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,40 @@ from .catalog_segment import CatalogSegment, newest
 from .errors import BundleError
 from .features import NO_FEATURES, ItemFeatures
 from .states import ItemStates
-from .types import StateSource
+from .types import TableSource
 from .vectors import ItemVectors
 
 _TRIES = 100
 """Generations that may come and go while one is opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the rows that `Catalog.take` gave lie in the segments, which never change.
+
+    Attributes
+    ----------
+    segments : of the catalogue.
+    copied : owners, rows and places, int64 [N] each: of every row that was copied its segment, its row there, and its place in the copy;
+        None: the arrays are those of the one segment.
+    """
+
+    segments: tuple[CatalogSegment, ...]
+    copied: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    def of(self, name: str, rows: NDArray[np.int64]) -> TableSource:
+        """Of rows of the arrays, int64 [N]: where their ``tokens`` or ``states`` are."""
+        keys, offsets = tuple(one.entry.sha256 for one in self.segments), [one.columns[f"{name}.offsets"] for one in self.segments]
+        if self.copied is None:
+            return TableSource(keys, np.zeros(len(rows), np.int64), offsets[0][rows])
+        owners, there, places = self.copied
+        chosen = np.argsort(places)[rows]
+        owners, there = owners[chosen], there[chosen]
+        starts = np.empty(len(rows), np.int64)
+        for number in set(owners.tolist()):
+            mine = owners == number
+            starts[mine] = offsets[number][there[mine]]
+        return TableSource(keys, owners, starts)
 
 
 class Catalog:
@@ -158,7 +187,7 @@ class Catalog:
 
     def take(
         self, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], ItemFeatures, ItemStates | None]:
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], ItemFeatures, ItemStates | None, Origin]:
         """Arrays in which the given rows lie, to rank them.
 
         Where all are of one segment these are its own, memory-mapped; else copies of the rows alone.
@@ -169,7 +198,8 @@ class Catalog:
 
         Returns
         -------
-        rows : int64 [N], where they are in the following: tokens int32 [total] and offsets int64 [R + 1], features and states of R items.
+        rows : int64 [N], where they are in the following: tokens int32 [total] and offsets int64 [R + 1], features and states of R items;
+        and whence these arrays come.
 
         Raises
         ------
@@ -177,29 +207,20 @@ class Catalog:
         """
         if len(self.segments) == 1:
             first = self.segments[0]
-            return rows, *first.item_tokens, first.features, first.states
+            return rows, *first.item_tokens, first.features, first.states, Origin(self.segments)
         owners = np.searchsorted(self._starts, rows, "right") - 1
         if len(rows) and (owners == owners[0]).all():
             one = self.segments[owners[0]]
-            return rows - self._starts[owners[0]], *one.item_tokens, one.features, one.states
+            return rows - self._starts[owners[0]], *one.item_tokens, one.features, one.states, Origin((one,))
         places, columns = self._gather(rows, owners, ("tokens", "features", "states"))
         features, states = NO_FEATURES, None
         if "features" in columns:
             features = ItemFeatures(columns["features"], columns["features.offsets"], len(self.info.fields))
         if "states" in columns:
             scales = columns.get("states.scales", np.zeros((len(columns["states"]), 0), np.float32))
-            states = ItemStates(columns["states"], scales, columns["states.offsets"], source=partial(self._source, rows, owners, places))
-        return places, columns["tokens"], columns["tokens.offsets"], features, states
-
-    def _source(self, rows: NDArray[np.int64], owners: NDArray[np.int64], places: NDArray[np.int64]) -> StateSource:
-        """Where the states of the rows, which are copied to these places, lie in the segments."""
-        source = StateSource(tuple(one.entry.sha256 for one in self.segments), np.empty_like(owners), np.empty_like(rows))
-        source.owners[places] = owners
-        for number in set(owners.tolist()):
-            chosen, states = np.flatnonzero(owners == number), self.segments[number].states
-            assert states is not None
-            source.starts[places[chosen]] = states.offsets[rows[chosen] - self._starts[number]]
-        return source
+            states = ItemStates(columns["states"], scales, columns["states.offsets"])
+        origin = Origin(self.segments, (owners, rows - np.take(self._starts, owners), places))
+        return places, columns["tokens"], columns["tokens.offsets"], features, states, origin
 
     def columns(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """All columns of the given rows, each once, copied, in this order. Raises BundleError when their offsets are damaged."""

@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from . import _core
 from .bundle import BundleReader, content_id
 from .catalog import Catalog
-from .engine import Engine, KeepingEngine, MidEngine, QueryEngine, RaggedEngine, RaggedMidEngine, open_engine
+from .engine import Engine, ItemEngine, KeepingEngine, MidEngine, QueryEngine, RaggedEngine, RaggedMidEngine, open_engine
 from .engine.machine import usable_cores
 from .errors import BundleError, InputError
 from .features import NO_FEATURES, FeatureEncoder, FeatureSpec, check_golden
 from .manifest import COMPILED_TOKENIZER, Manifest
-from .ranker_batches import Batcher, Table
+from .ranker_batches import Batcher, Table, keep_tables
 from .ranker_candidates import Candidate, Candidates, at_least_one, sort_out
-from .ranker_deadline import Deadline, Scored, score_ragged, score_ragged_states, score_rows, score_states
+from .ranker_deadline import Deadline, Scored, score_items, score_ragged, score_ragged_states, score_rows, score_states
 from .ranker_inline import INLINE_CACHE_BYTES, InlineStates, check_limit
 from .ranker_lanes import Lanes
 from .ranker_retrieve import FOUND, Retriever
-from .ranker_states import StateBatcher, keep_states
+from .ranker_states import StateBatcher
 from .states import StateSpec
 from .text import TextEncoder, TextSpec
 from .types import RankedList, UserProfile
@@ -84,7 +84,9 @@ class Ranker:
         self._retriever = Retriever(head, batcher.query, manifest.backend)
         self._batches: Callable[..., Iterator[list[tuple[NDArray[np.int64], Any]]]]
         self._run: Callable[..., Scored]
-        if rows:
+        if isinstance(engine, ItemEngine):
+            self._batches, self._run = Batcher(text.spec, features).items, score_items
+        elif rows:
             self._batches, self._run = Batcher(text.spec, features).ragged, score_ragged
         elif states:
             self._batches, self._run = batcher.ragged, score_ragged_states
@@ -162,7 +164,7 @@ class Ranker:
         lanes, threads = (threads or usable_cores(), 1) if manifest.backend == "ort" else (1, threads)
         text = TextEncoder(root / "tokenizer.json", text_spec, compiled=compiled, content=tokenizer)
         engine = open_engine(files, threads=threads)
-        keep_states(engine, opened, wait=True)
+        keep_tables(engine, opened, wait=True)
         return cls(manifest, text, features, engine, opened, lanes, inline_cache_bytes, head)
 
     def rank(
@@ -361,7 +363,7 @@ class Ranker:
             return None
         before, newest = self.catalog, self.catalog.refresh()
         if newest is not before:
-            keep_states(self._engine, newest, wait=False)
+            keep_tables(self._engine, newest, wait=False)
         self.catalog = newest
         return newest  # not self.catalog: another request may just have put the one that it saw there
 

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from .catalog import Catalog, Origin
+from .engine import KeepingEngine
 from .errors import BundleError, InputError
 from .features import FeatureEncoder, ItemFeatures, QueryFeatures, Rows
 from .states import ItemStates
 from .text import TextSpec
-from .types import Batch, RaggedBatch
+from .types import Batch, RaggedBatch, RaggedItemBatch
 
 BATCH_ROWS = 16
 """Rows of an engine call. Rows are sorted by length first, so a small batch has little padding."""
@@ -37,6 +39,7 @@ class Table:
     tokens, offsets : int32 [total], int64 [R + 1].
     features : of the R items; no fields when the model has no features.
     states : of the R items, for a mid-fusion student.
+    origin : whence the arrays come; None for candidates given whole.
     """
 
     positions: NDArray[np.int64] | None
@@ -45,6 +48,7 @@ class Table:
     offsets: NDArray[np.int64]
     features: ItemFeatures
     states: ItemStates | None = None
+    origin: Origin | None = None
 
 
 class Batcher:
@@ -119,6 +123,35 @@ class Batcher:
             except InputError as e:
                 raise BundleError(f"the catalogue is damaged: {e}; {REPAIR}") from e
             yield [(positions, RaggedBatch(*packed, *features))]
+
+    def items(
+        self, query_tokens: NDArray[np.int32], query_features: QueryFeatures | None, table: Table
+    ) -> Iterator[list[tuple[NDArray[np.int64], RaggedItemBatch]]]:
+        """Yield all rows, in the order of the table, in one call; tokens of items are left where they are.
+
+        Raises
+        ------
+        BundleError : as `waves` does.
+        """
+        text, rows = self._text, table.rows
+        head = np.concatenate([text.prefix, query_tokens, text.middle], dtype=np.int32, casting="same_kind")
+        starts, ends = table.offsets[rows], table.offsets[rows + 1]
+        if len(rows) and (starts.min() < 0 or ends.max() > len(table.tokens) or (ends < starts).any()):
+            raise BundleError(f"the catalogue is damaged: tokens of an item from {starts.min()} to {ends.max()} are out of place; {REPAIR}")
+        lengths = np.minimum(ends - starts, text.max_tokens - len(head) - len(text.suffix))
+        try:
+            features = feature_rows(self._features, query_features, table.features, rows)
+        except InputError as e:
+            raise BundleError(f"the catalogue is damaged: {e}; {REPAIR}") from e
+        positions = np.arange(len(rows)) if table.positions is None else table.positions
+        source = table.origin.of("tokens", rows) if table.origin is not None else None
+        yield [(positions, RaggedItemBatch(head, table.tokens, starts, lengths, *features, source=source))]
+
+
+def keep_tables(engine: object, catalog: Catalog | None, *, wait: bool) -> None:
+    """Have an engine that copies a catalogue's tables to where it works copy those of this one, if it is one of that kind."""
+    if catalog is not None and isinstance(engine, KeepingEngine):
+        engine.keep([segment.table(engine.keeps) for segment in catalog.segments], wait=wait)
 
 
 def feature_rows(features: FeatureEncoder | None, query: QueryFeatures | None, items: ItemFeatures, rows: NDArray[np.int64]) -> Rows:

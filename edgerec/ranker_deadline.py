@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine, MidEngine, RaggedEngine, RaggedMidEngine
+from .engine import Engine, ItemEngine, MidEngine, RaggedEngine, RaggedMidEngine
 from .errors import InputError
-from .types import Batch, RaggedBatch, RaggedStateBatch, StateBatch
+from .types import Batch, RaggedBatch, RaggedItemBatch, RaggedStateBatch, StateBatch
 
 _LATEST = (1 << 63) - 1
 Scored = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -48,6 +48,12 @@ def score_ragged(engine: RaggedEngine, deadline: Deadline, batch: RaggedBatch) -
     """Rows as they are: the engine itself stops between blocks of rows."""
     done = np.ones(batch.size, np.bool_)
     return engine.run_ragged(batch, deadline_ns=deadline.ns, done=done), done
+
+
+def score_items(engine: ItemEngine, deadline: Deadline, batch: RaggedItemBatch) -> Scored:
+    """The same for rows that the engine itself joins."""
+    done = np.ones(batch.size, np.bool_)
+    return engine.run_items(batch, deadline_ns=deadline.ns, done=done), done
 
 
 def score_ragged_states(engine: RaggedMidEngine, deadline: Deadline, batch: RaggedStateBatch) -> Scored:

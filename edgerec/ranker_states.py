@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .catalog import Catalog
-from .engine import KeepingEngine
 from .errors import BundleError, InputError
 from .features import FeatureEncoder, QueryFeatures
 from .ranker_batches import REPAIR, Table, feature_rows
@@ -120,7 +118,7 @@ class StateBatcher:
             raise BundleError(f"the catalogue is damaged: {e}; {REPAIR}") from e
         head = np.concatenate([self._prefix, query_tokens, self._middle])
         positions = np.arange(len(table.rows)) if table.positions is None else table.positions
-        starts, source = states.offsets[table.rows], states.source_of(table.rows) if self._keeps else None
+        starts, source = states.offsets[table.rows], table.origin.of("states", table.rows) if self._keeps and table.origin else None
         yield [(positions, RaggedStateBatch(head, states.values, states.scales, starts, lengths, *features, source=source))]
 
     def _lengths(self, states: ItemStates, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -129,12 +127,6 @@ class StateBatcher:
         if len(rows) and (starts.min() < 0 or ends.max() > len(states.values) or lengths.min() < 1 or lengths.max() > self._longest):
             raise BundleError(f"the catalogue is damaged: states of an item from {starts.min()} to {ends.max()} are out of place; {REPAIR}")
         return lengths
-
-
-def keep_states(engine: object, catalog: Catalog | None, *, wait: bool) -> None:
-    """Have an engine that copies states to where it works copy those of this catalogue, if it is one of that kind."""
-    if catalog is not None and isinstance(engine, KeepingEngine):
-        engine.keep([segment.states for segment in catalog.segments if segment.states is not None], wait=wait)
 
 
 def _gather(states: ItemStates, rows: NDArray[np.int64], width: int) -> tuple[NDArray[np.generic], NDArray[np.float32]]:

@@ -5,7 +5,7 @@ Shape letters: T tokens, G states of a token, W width of one state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BundleError
-from .types import StateSource
 
 PRECISIONS: Mapping[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 
@@ -27,24 +26,11 @@ class ItemStates:
     values : [total, G * W] as they are stored.
     scales : float32 [total, G]; no columns but for int8.
     offsets : int64 [R + 1]
-    key : says which table this is, when it never changes; else empty.
-    source : of a copy, says where the R items' states were copied from.
     """
 
     values: NDArray[Any]
     scales: NDArray[np.float32]
     offsets: NDArray[np.int64]
-    key: str = ""
-    source: Callable[[], StateSource] | None = None
-
-    def source_of(self, rows: NDArray[np.int64]) -> StateSource | None:
-        """Where the states of these rows are in tables that never change."""
-        if self.key:
-            return StateSource((self.key,), np.zeros(len(rows), np.int64), self.offsets[rows])
-        if self.source is not None:
-            source = self.source()
-            return StateSource(source.keys, source.owners[rows], source.starts[rows])
-        return None
 
 
 SMALLEST = 1e-20

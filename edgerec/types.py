@@ -118,18 +118,59 @@ class StateBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class StateSource:
-    """Where item states are in tables that never change, such as a catalogue's segments hold.
+class StoredTable:
+    """A table that never changes, such as each of a catalogue's segments has for item states, and for item tokens.
 
     Attributes
     ----------
-    keys : which tables.
+    key : says which it is.
+    columns : [total, ...] each, end to end for all its items.
+    """
+
+    key: str
+    columns: tuple[NDArray[Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TableSource:
+    """Where items are in tables that never change.
+
+    Attributes
+    ----------
+    keys : which tables, by `StoredTable.key`.
     owners, starts : int64 [N] each: of every item its table, by number, and its first token there.
     """
 
     keys: tuple[str, ...]
     owners: NDArray[np.int64]
     starts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedItemBatch:
+    """One query, and items as tokens that lie in a table of any size, such as a catalogue's. All arrays C-contiguous.
+
+    Attributes
+    ----------
+    query_ids : int32 [R], ``prefix + query + middle``
+    tokens : int32 [total]
+    starts, lengths : int64 [B]; item i is ``tokens[starts[i] : starts[i] + lengths[i]]``, cut to what the query leaves it
+    feature_ids, feature_weights : int32 and float32 [B, F]; F may be 0
+    source : of the B items, for an engine that has copies of such tables; None where there are none
+    """
+
+    query_ids: NDArray[np.int32]
+    tokens: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    feature_ids: NDArray[np.int32]
+    feature_weights: NDArray[np.float32]
+    source: TableSource | None = None
+
+    @property
+    def size(self) -> int:
+        """B, the number of rows."""
+        return len(self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +193,7 @@ class RaggedStateBatch:
     lengths: NDArray[np.int64]
     feature_ids: NDArray[np.int32]
     feature_weights: NDArray[np.float32]
-    source: StateSource | None = None
+    source: TableSource | None = None
 
     @property
     def size(self) -> int:

@@ -66,7 +66,7 @@ def assert_holds(catalog, encoder, expected):
     found = catalog.columns(rows)
     for name, column in fresh.items():
         np.testing.assert_array_equal(found[name], column, err_msg=name)
-    places, tokens, offsets, features, states = catalog.take(rows)
+    places, tokens, offsets, features, states, _ = catalog.take(rows)
     assert (states is None) == ("states" not in fresh)
     for k, place in enumerate(places.tolist()):
         np.testing.assert_array_equal(

@@ -1,4 +1,4 @@
-"""Rows of item states and of tokens: the C twin against numpy, and the CUDA kernels, which share its arithmetic, through NVIDIA's compiler."""
+"""Rows of item states and of tokens: the C twins against numpy, and the CUDA kernels, which share their code, through NVIDIA's compiler."""
 
 from __future__ import annotations
 

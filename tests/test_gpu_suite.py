@@ -42,7 +42,7 @@ def test_the_rehearsal_ends_with_a_report_that_says_it_is_one(tmp_path: Path) ->
     for section in ("builds", "engine latency", "end to end", "targets"):
         assert all("flavour" in row for row in report["sections"][section]["rows"])
     *kinds, sanitizer = report["sections"]["gather kernel"]["rows"]
-    assert ([row["differ"] for row in kinds], sanitizer["tool"]) == ([0] * 9, "compute-sanitizer")
+    assert ([row["differ"] for row in kinds], sanitizer["tool"]) == ([0] * 10, "compute-sanitizer")
     built, encoded, *ranked = report["sections"]["mid-fusion"]["rows"]
     assert min(built["MB"], encoded["items/s"]) > 0
     assert [(row["candidates"], row["kept"].split()[0] != "0") for row in ranked] == [(10, True), (100, True), (10, False), (100, False)]

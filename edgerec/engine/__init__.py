@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..bundle import BundleReader
 from ..errors import BundleError, EngineError
 from ..states import ItemStates, StateSpec
-from ..types import Batch, RaggedBatch, RaggedStateBatch, StateBatch
+from ..types import Batch, RaggedBatch, RaggedItemBatch, RaggedStateBatch, StateBatch, StoredTable
 
 
 @runtime_checkable
@@ -53,6 +53,15 @@ class RaggedEngine(Engine, Protocol):
         ------
         EngineError : as `run`; never because of time.
         """
+        ...
+
+
+@runtime_checkable
+class ItemEngine(RaggedEngine, Protocol):
+    """A `RaggedEngine` that joins the query with its items itself."""
+
+    def run_items(self, batch: RaggedItemBatch, *, deadline_ns: int = 0, done: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+        """Logits, float32 [B], the same as `run_ragged` of the rows. Parameters and errors as of it."""
         ...
 
 
@@ -97,11 +106,16 @@ class RaggedMidEngine(MidEngine, Protocol):
 
 
 @runtime_checkable
-class KeepingEngine(RaggedMidEngine, Protocol):
-    """A `RaggedMidEngine` that can have copies of tables of states where it works. `RaggedStateBatch.source` says what lies in them."""
+class KeepingEngine(Engine, Protocol):
+    """An engine that can have copies of a catalogue's tables where it works. The ``source`` of a batch says what lies in them.
 
-    def keep(self, tables: Sequence[ItemStates], *, wait: bool) -> None:
-        """Hold these tables (those with a ``key``), as far as there is room, and no others. Never raises.
+    ``keeps`` names them: ``tokens`` or ``states``.
+    """
+
+    keeps: str
+
+    def keep(self, tables: Sequence[StoredTable], *, wait: bool) -> None:
+        """Hold these tables, as far as there is room, and no others. Never raises.
 
         Parameters
         ----------
@@ -237,7 +251,7 @@ def _load(files: BundleReader, *, threads: int | None, spinning: bool, fallback:
     if manifest.backend == "tensorrt":
         from .trt import open_tensorrt
 
-        return open_tensorrt(root, manifest, limits, threads=threads, fallback=fallback)
+        return open_tensorrt(root, manifest, model, limits, threads=threads, fallback=fallback)
     if manifest.backend == "reference":
         from .reference import ReferenceEngine
 

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic_ns
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _native
 from ..bundle import Manifest, read_file, read_json
-from ..errors import EngineError, InputError, MissingExtraError
-from ..types import Batch, RaggedBatch
+from ..errors import BundleError, EngineError, InputError, MissingExtraError
+from ..text import TextSpec
+from ..types import Batch, RaggedBatch, RaggedItemBatch, StoredTable
 from . import Limits, RaggedEngine, check_range
 from .machine import usable_cores
-from .trt_device import FEATURES, TOKENS, Device, Slot
+from .trt_buckets import fill_features, share_out
+from .trt_device import TOKENS, Device, Lane
 from .trt_fallback import Instead, fill_rows, open_fallback
+from .trt_kept import along
 from .trt_plans import PARTS, PLANS_FILE, Plans, choose, rebuild_command, this_runtime
+from .trt_work import Work
 
 LANES = 4
 """At most so many calls in flight by default: more only wait for each other on the GPU, and each costs memory there."""
-_LAUNCH_TOKENS = 1024
-"""What one more launch costs, in tokens scored meanwhile."""
 
 
-def open_tensorrt(root: Path, manifest: Manifest, limits: Limits, *, threads: int | None, fallback: bool) -> RaggedEngine:
+def open_tensorrt(
+    root: Path, manifest: Manifest, model: Mapping[str, Any], limits: Limits, *, threads: int | None, fallback: bool
+) -> RaggedEngine:
     """Open the plan that fits this machine, and the CPU engine to take over when the GPU fails; or that alone, when no plan fits.
 
     Parameters
@@ -40,6 +46,10 @@ def open_tensorrt(root: Path, manifest: Manifest, limits: Limits, *, threads: in
     MissingExtraError : a package is missing, and the CPU engine may not take over.
     """
     plans = read_plans(root, manifest)
+    try:
+        text = TextSpec.from_json(model["text"])
+    except (InputError, KeyError, TypeError) as error:
+        raise BundleError(f"{root}: the text part of model.json is not usable: {error}; build the bundle again") from error
     cpu = open_fallback(root, manifest, limits, plans.fallback, threads=threads) if fallback and plans.fallback else None
     here = this_runtime()
     plan, why = choose(plans.plans, here)
@@ -48,10 +58,13 @@ def open_tensorrt(root: Path, manifest: Manifest, limits: Limits, *, threads: in
         why = f"no TensorRT plan of {manifest.model_version} runs here: {why}; build one with: {command}"
         return _instead(cpu, EngineError(why))
     try:
-        device = Device({PARTS[0]: read_file(root, manifest, plan.file)}, plan, plans, lanes=threads or min(LANES, usable_cores()))
+        data = {PARTS[0]: read_file(root, manifest, plan.file)}
+        device = Device(
+            data, plan, plans, lanes=threads or min(LANES, usable_cores()), check=partial(check_range, "tokens", end=limits.vocab)
+        )
     except (EngineError, MissingExtraError) as error:
         return _instead(cpu, error)
-    return TensorRtEngine(device, plans, limits, manifest.precision, cpu)
+    return TensorRtEngine(device, plans, text, limits, manifest.precision, cpu)
 
 
 def read_plans(root: Path, manifest: Manifest) -> Plans:
@@ -66,9 +79,10 @@ def _instead(cpu: RaggedEngine | None, error: EngineError | MissingExtraError) -
 
 
 class TensorRtEngine:
-    """Runs a plan. See `edgerec.engine.RaggedEngine`.
+    """Runs a plan. See `edgerec.engine.ItemEngine`.
 
     Rows are sorted by length and shared out among the plan's buckets; a bucket always runs whole, rows that are not there are padding.
+    The query is joined with its items on the GPU; those of a catalogue come from a copy that stays there.
 
     Attributes
     ----------
@@ -76,12 +90,13 @@ class TensorRtEngine:
     note : empty; or why the CPU engine has taken over, for good. Results repeat it.
     """
 
-    backend = "tensorrt"
+    backend, keeps = "tensorrt", "tokens"
 
-    def __init__(self, device: Device, plans: Plans, limits: Limits, precision: str, cpu: RaggedEngine | None) -> None:
+    def __init__(self, device: Device, plans: Plans, text: TextSpec, limits: Limits, precision: str, cpu: RaggedEngine | None) -> None:
         self.precision, self.note, self.launches = precision, "", device.launches
         self._device: Device | None = device
         self._plans, self._limits, self._cpu = plans, limits, cpu
+        self._suffix, self._kinds = np.array(text.suffix, np.int32), (text.query_type, text.item_type, text.pad_id)
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Logits, float32 [B]. Raises EngineError."""
@@ -101,19 +116,45 @@ class TensorRtEngine:
 
     def run_ragged(self, batch: RaggedBatch, *, deadline_ns: int = 0, done: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
         """Logits, float32 [B], of the rows there was time for: the clock is looked at before each bucket. Raises EngineError."""
-        device = self._device
-        if device is None:
-            raise EngineError("the engine is closed; open the bundle again")
         self._check(batch)
-        if not self.note:
-            try:
-                return self._score(device, batch, deadline_ns, np.ones(batch.size, np.bool_) if done is None else done)
-            except EngineError as error:
-                if self._cpu is None or self._device is None:
-                    raise
-                self.note = f"the CPU engine ({self._cpu.backend} {self._cpu.precision}) has taken over from the GPU: {error}"
-        assert self._cpu is not None  # a note is written only with one
-        return self._cpu.run_ragged(batch, deadline_ns=deadline_ns, done=done)
+        scored = np.ones(batch.size, np.bool_) if done is None else done
+
+        def on_gpu(device: Device) -> NDArray[np.float32]:
+            with device.lane() as lane:
+                return self._score(lane, batch.lengths, partial(_send_rows, lane, batch), deadline_ns, scored)
+
+        return self._on_gpu(on_gpu, lambda cpu: cpu.run_ragged(batch, deadline_ns=deadline_ns, done=scored))
+
+    def run_items(self, batch: RaggedItemBatch, *, deadline_ns: int = 0, done: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+        """See `edgerec.engine.ItemEngine`: the clock is looked at before each bucket. Raises EngineError."""
+        device = self._device
+        if device is None or self.note or device.kernel is None:
+            return self.run_ragged(self._joined(batch), deadline_ns=deadline_ns, done=done)
+        self._check_items(batch)
+        scored, frame = np.ones(batch.size, np.bool_) if done is None else done, self._frame(batch)
+        lengths = np.maximum(batch.lengths + len(batch.query_ids) + len(self._suffix), 1)
+
+        with device.kept.use(batch.source, batch.lengths) as kept:
+            sent, _ = along(batch.starts, batch.lengths, kept)
+            check_range("tokens", batch.tokens[sent], self._limits.vocab)
+
+            def on_gpu(device: Device) -> NDArray[np.float32]:
+                with device.lane() as lane:
+                    send = partial(self._send_items, device, lane, batch, frame, kept)
+                    return self._score(lane, lengths, send, deadline_ns, scored)
+
+            return self._on_gpu(on_gpu, lambda cpu: cpu.run_ragged(self._joined(batch), deadline_ns=deadline_ns, done=scored))
+
+    def keep(self, tables: Sequence[StoredTable], *, wait: bool) -> None:
+        """See `edgerec.engine.KeepingEngine`; `kept` says what came of it."""
+        device = self._device
+        if device is not None and not self.note and device.kernel is not None:
+            device.kept.keep(tables, wait=wait)
+
+    @property
+    def kept(self) -> str:
+        """How many tokens of items are on the GPU; or why no more come."""
+        return str(self._device.kept) if self._device is not None else "0 tokens: the engine is closed"
 
     def close(self) -> None:
         """Release the GPU's memory and the CPU engine; runs in flight finish first."""
@@ -123,6 +164,23 @@ class TensorRtEngine:
             if self._cpu is not None:
                 self._cpu.close()
 
+    def _on_gpu(
+        self, on_gpu: Callable[[Device], NDArray[np.float32]], on_cpu: Callable[[RaggedEngine], NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """What the GPU gives, or, once it has failed, the CPU engine. Raises EngineError."""
+        device = self._device
+        if device is None:
+            raise EngineError("the engine is closed; open the bundle again")
+        if not self.note:
+            try:
+                return on_gpu(device)
+            except EngineError as error:
+                if self._cpu is None or self._device is None:
+                    raise
+                self.note = f"the CPU engine ({self._cpu.backend} {self._cpu.precision}) has taken over from the GPU: {error}"
+        assert self._cpu is not None  # a note is written only with one
+        return on_cpu(self._cpu)
+
     def _check(self, batch: RaggedBatch) -> None:
         """The GPU checks nothing: an id too large would read anywhere."""
         self._limits.check_ragged(batch)
@@ -130,55 +188,95 @@ class TensorRtEngine:
             raise EngineError(f"batch: a row does not lie in the {len(batch.ids)} tokens given, or is empty")
         check_range("ids", batch.ids, self._limits.vocab)
         check_range("types", batch.types, self._limits.types)
+        self._check_features(batch)
+
+    def _check_items(self, batch: RaggedItemBatch) -> None:
+        """The same; tokens of the table are looked at when they come along, or came to stay."""
+        starts, lengths, tokens = batch.starts, batch.lengths, batch.tokens
+        if any(array.dtype != np.int64 or array.shape != (batch.size,) for array in (starts, lengths)) or tokens.dtype != np.int32:
+            raise EngineError("batch: starts and lengths must be int64 [rows], and tokens int32")
+        self._limits.check_features(batch.feature_ids, batch.feature_weights, batch.size)
+        if batch.size and (lengths.min() < 0 or starts.min() < 0 or lengths.max() > len(tokens) or (starts > len(tokens) - lengths).any()):
+            raise EngineError(f"batch: an item does not lie in the {len(tokens)} tokens given")
+        longest = len(batch.query_ids) + (int(lengths.max()) if batch.size else 0) + len(self._suffix)
+        if longest > self._limits.tokens:
+            raise EngineError(f"batch: a row has {longest} tokens, at most {self._limits.tokens} are taken; cut the text when packing")
+        check_range("query_ids", batch.query_ids, self._limits.vocab)
+        self._check_features(batch)
+
+    def _check_features(self, batch: RaggedBatch | RaggedItemBatch) -> None:
         check_range("feature_ids", batch.feature_ids, self._limits.buckets)
         if batch.feature_ids.shape[1] > self._plans.slots:
             raise EngineError(f"batch: feature_ids has {batch.feature_ids.shape[1]} slots, the plan was built for {self._plans.slots}")
 
-    def _score(self, device: Device, batch: RaggedBatch, deadline_ns: int, done: NDArray[np.bool_]) -> NDArray[np.float32]:
-        logits = np.full(batch.size, np.nan, np.float32)
+    def _score(
+        self,
+        lane: Lane,
+        lengths: NDArray[np.int64],
+        send: Callable[[int, NDArray[np.intp]], Work],
+        deadline_ns: int,
+        done: NDArray[np.bool_],
+    ) -> NDArray[np.float32]:
+        """Bucket by bucket: ``send`` puts rows where the work that it returns reads them."""
+        logits = np.full(len(lengths), np.nan, np.float32)
         done[:] = False
-        order = np.argsort(-batch.lengths, kind="stable")
-        with device.lane() as lane:
-            for bucket, begin, end in share_out(batch.lengths[order], self._plans.buckets):
-                if deadline_ns and monotonic_ns() >= deadline_ns:
-                    break
-                rows, slot = order[begin:end], lane[bucket]
-                _fill(slot, batch, rows)
-                slot.run()
-                logits[rows] = slot.logits[: len(rows)]
-                done[rows] = True
+        order = np.argsort(-lengths, kind="stable")
+        for bucket, begin, end in share_out(lengths[order], self._plans.buckets):
+            if deadline_ns and monotonic_ns() >= deadline_ns:
+                break
+            rows = order[begin:end]
+            work = send(bucket, rows)
+            work.run()
+            logits[rows] = work.result[: len(rows)]
+            done[rows] = True
         return logits
 
+    def _send_items(
+        self,
+        device: Device,
+        lane: Lane,
+        batch: RaggedItemBatch,
+        frame: NDArray[np.int32],
+        kept: NDArray[np.int64],
+        bucket: int,
+        rows: NDArray[np.intp],
+    ) -> Work:
+        """Tokens that are not on the GPU go along, and where each row has its own; rows that are not there have length -1."""
+        work, staged = lane.slots[bucket].items, lane.staged
+        assert work is not None  # there is a kernel
+        assert staged is not None
+        views, count, address = work.inputs.views, len(rows), staged.addresses["tokens"]
+        places, begins = along(batch.starts[rows], batch.lengths[rows], kept[rows])
+        if len(places):
+            sent = staged.views["tokens"][: len(places)]
+            sent[:] = batch.tokens[places]
+            device.cuda.memcpy_htod_async(address, sent, lane.stream)
+        views["tables"][:] = (*device.kept.addresses, address)
+        views["starts"][:count], views["starts"][count:] = begins, -1
+        views["lengths"][:count], views["lengths"][count:] = batch.lengths[rows], -1
+        views["frame"][: len(frame)] = frame
+        fill_features(views, batch, rows)
+        return work
 
-def share_out(lengths: NDArray[np.int64], buckets: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Rows by descending length, int64 [B], as ``(bucket, begin, end)``, in order.
+    def _frame(self, batch: RaggedItemBatch) -> NDArray[np.int32]:
+        """What csrc/gather.h says that rows have in common."""
+        numbers = (len(batch.query_ids), len(self._suffix), *self._kinds)
+        return np.concatenate([np.array(numbers, np.int32), batch.query_ids, self._suffix])
 
-    Each step takes, of the buckets of the shortest sufficient length, the one that computes least for what it scores: a row is worth the
-    shortest bucket it fits in, so that short rows fill up a long bucket only when it has room anyway.
-    """
-    sizes = np.array(sorted({tokens for _, tokens in buckets}))
-    worth = sizes[np.searchsorted(sizes, lengths)]
-    total = np.concatenate([[0], np.cumsum(worth)])
-    found, begin = [], 0
-    while begin < len(lengths):
-
-        def waste(index: int, begin: int = begin) -> float:
-            rows, tokens = buckets[index]
-            return float((rows * tokens + _LAUNCH_TOKENS) / (total[min(begin + rows, len(lengths))] - total[begin]))
-
-        best = min((i for i, (_, tokens) in enumerate(buckets) if tokens == worth[begin]), key=waste)
-        end = min(begin + buckets[best][0], len(lengths))
-        found.append((best, begin, end))
-        begin = end
-    return found
+    def _joined(self, batch: RaggedItemBatch) -> RaggedBatch:
+        """The same rows, joined here. Raises EngineError."""
+        self._check_items(batch)
+        width = max(1, len(batch.query_ids) + len(self._suffix) + (int(batch.lengths.max()) if batch.size else 0))
+        tables, lengths = (batch.tokens, np.zeros(0, np.int32)), batch.lengths.astype(np.int32)
+        ids, _, types = _native.gather_pairs(tables, batch.starts, lengths, self._frame(batch), tokens=width)
+        starts = np.arange(0, batch.size * width, width, dtype=np.int64)
+        whole = np.maximum(batch.lengths + len(batch.query_ids) + len(self._suffix), 1)
+        return RaggedBatch(ids.reshape(-1), types.reshape(-1), starts, whole, batch.feature_ids, batch.feature_weights)
 
 
-def _fill(slot: Slot, batch: RaggedBatch, rows: NDArray[np.intp]) -> None:
-    views = slot.views
-    fill_rows(batch, rows, *(views[name] for name in (TOKENS[0], TOKENS[1], TOKENS[2])))
-    slots = batch.feature_ids.shape[1]
-    for name in FEATURES if FEATURES[0] in views else ():
-        views[name][: len(rows), :slots] = getattr(batch, name)[rows]
-        # A weight of 0 is no feature; ids there do not matter, but must be valid.
-        views[name][: len(rows), slots:] = 0
-        views[name][len(rows) :] = 0
+def _send_rows(lane: Lane, batch: RaggedBatch, bucket: int, rows: NDArray[np.intp]) -> Work:
+    work = lane.slots[bucket].rows
+    views = work.inputs.views
+    fill_rows(batch, rows, *(views[name] for name in TOKENS))
+    fill_features(views, batch, rows)
+    return work

@@ -2,7 +2,7 @@
 
 PyCUDA owns memory and streams, in the device's primary context, which PyTorch in the same process uses, too. A lane serves one call at a
 time and has a stream, scratch memory and, for each bucket, an execution context (they are not thread-safe), one packed pinned buffer and
-one device buffer: a request is one copy there, one run, one copy back. Where ``cuda.bindings`` is installed the three are one CUDA graph.
+one device buffer: a request is one copy there, one run, one copy back. Where ``cuda.bindings`` is installed they are one CUDA graph.
 """
 
 from __future__ import annotations
@@ -10,100 +10,72 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import EngineError, MissingExtraError
+from .trt_kept import KeptTables
 from .trt_plans import PARTS, Plan, Plans, module_name
+from .trt_work import Packed, Work, agreed
 
-_ALIGNED = 256
+PTX, THREADS = Path(__file__).with_name("gather.ptx"), 256
+"""csrc/gather.cu, and threads of a block of its kernels."""
+FRAME = 5
+"""Numbers of a frame before its tokens: `EDR_FRAME_TOKENS` of csrc/gather.h."""
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 FEATURES = ("feature_ids", "feature_weights")
 OUTPUT = "logits"
 
 
-class Launch:
-    """Work on one stream, launched plainly or as one CUDA graph; what it does is its `enqueue`."""
+class Slot:
+    """One bucket of one lane: a context of the plan, and the two ways in which rows come to it. The `Work` ``rows`` brings them whole,
+    ``items`` the query, where each item's tokens lie, and the features: the GPU joins them (csrc/gather.cu); None without a kernel.
 
-    def __init__(self, device: Device, stream: Any) -> None:
-        self._device, self._stream = device, stream
-        self.graph: Any = None
-        self._forget: Callable[[], object] = lambda: None
-
-    def enqueue(self) -> None:
-        """Put all of it on the stream, without waiting."""
-        raise NotImplementedError
-
-    def start(self) -> None:
-        """Launch it, without waiting."""
-        (self.graph or self.enqueue)()
-
-    def capture(self, driver: Any) -> None:
-        """Record `enqueue` as a CUDA graph. Raises EngineError when the driver or the plan does not allow it."""
-        stream = driver.CUstream(int(self._stream.handle))
-        _status(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))
-        try:
-            self.enqueue()
-        finally:
-            graph = _status(driver.cuStreamEndCapture(stream))
-        executable = _status(driver.cuGraphInstantiate(graph, 0))
-        _status(driver.cuGraphDestroy(graph))
-        self.graph = lambda: _status(driver.cuGraphLaunch(executable, stream))
-        self._forget = lambda: driver.cuGraphExecDestroy(executable)
-
-    def drop_graph(self) -> None:
-        """Launch plainly from now on."""
-        self.graph, forget, self._forget = None, self._forget, lambda: None
-        forget()
-
-    def run(self) -> None:
-        """Launch it and wait; afterwards what is copied back is there. Waiting does not hold the GIL."""
-        self.start()
-        self._stream.synchronize()
-
-
-class Slot(Launch):
-    """One bucket of one lane. ``views`` are the inputs in pinned memory, by name; ``logits`` is filled by a run, float32 [rows]."""
+    Of the inputs, the tokens come first and what is joined last: each way is one copy, and the features in the middle belong to both.
+    """
 
     def __init__(self, device: Device, stream: Any, scratch: Any, index: int) -> None:
-        super().__init__(device, stream)
-        cuda = device.cuda
+        cuda, slots = device.cuda, device.plans.slots
         rows, tokens = device.plans.buckets[index]
-        shapes = dict.fromkeys(TOKENS, (rows, tokens))
-        if device.plans.slots:
-            shapes |= dict.fromkeys(FEATURES, (rows, device.plans.slots))
-        starts, size = {}, 0
-        for name, shape in shapes.items():
-            starts[name] = size
-            size += -(-4 * prod(shape) // _ALIGNED) * _ALIGNED
-        self._host = cuda.pagelocked_empty(size, np.uint8)
-        self._host[:] = 0
-        self._inputs, self._outputs = cuda.mem_alloc(size), cuda.mem_alloc(4 * rows)
-        self.logits: NDArray[np.float32] = cuda.pagelocked_empty(rows, np.float32)
-        self.views: dict[str, Any] = {}
-        for name, shape in shapes.items():
-            part = self._host[starts[name] : starts[name] + 4 * prod(shape)]
-            self.views[name] = part.view(np.float32 if name == "feature_weights" else np.int32).reshape(shape)
-        self._context = device.context(scratch)
-        agreed(self._context.set_optimization_profile_async(index, stream.handle), f"profile {index}")
-        for name, shape in shapes.items():
-            agreed(self._context.set_input_shape(name, shape), f"{name} of {list(shape)}")
-            agreed(self._context.set_tensor_address(name, int(self._inputs) + starts[name]), f"an address for {name}")
-        agreed(self._context.set_tensor_address(OUTPUT, int(self._outputs)), f"an address for {OUTPUT}")
-        if unknown := self._context.infer_shapes():
-            raise EngineError(f"the plan needs more inputs than edgerec has: {', '.join(unknown)}; build the bundle again")
+        arrays: dict[str, tuple[tuple[int, ...], type[np.generic]]] = dict.fromkeys(TOKENS, ((rows, tokens), np.int32))
+        if slots:
+            arrays |= {FEATURES[0]: ((rows, slots), np.int32), FEATURES[1]: ((rows, slots), np.float32)}
+        names = tuple(arrays)
+        arrays |= {"tables": ((2,), np.uint64), "starts": ((rows,), np.int64), "lengths": ((rows,), np.int32)}
+        arrays |= {"frame": ((FRAME + tokens,), np.int32)}
+        inputs, logits = Packed(cuda, arrays), cuda.mem_alloc(4 * rows)
+        addresses, back = {**inputs.addresses, OUTPUT: int(logits)}, (cuda.pagelocked_empty(rows, np.float32), logits)
+        run = device.bind(PARTS[0], index, {name: arrays[name][0] for name in names}, addresses, OUTPUT, stream=stream, scratch=scratch)
+        self.rows = Work(cuda, stream, inputs, [run], back, sent=inputs.part(names[0], "tables"))
+        self.items: Work | None = None
+        if (kernel := device.kernel) is not None:
+            given = [addresses[name] for name in ("tables", "starts", "lengths", "frame", *TOKENS)]
 
-    def enqueue(self) -> None:
-        """Copy there, run, copy back: on the stream, without waiting."""
-        cuda = self._device.cuda
-        cuda.memcpy_htod_async(self._inputs, self._host, self._stream)
-        agreed(self._context.execute_async_v3(self._stream.handle), "to run")
-        cuda.memcpy_dtoh_async(self.logits, self._outputs, self._stream)
+            def join() -> None:
+                kernel.prepared_async_call((rows, 1, 1), (THREADS, 1, 1), stream, *given, tokens)
+
+            self.items = Work(cuda, stream, inputs, [join, run], back, sent=inputs.part(FEATURES[0] if slots else "tables"))
+
+
+class Lane:
+    """What one call uses: ``slots`` by bucket, and ``staged``, room for tokens of items that come along with a request."""
+
+    def __init__(self, device: Device, stream: Any, scratch: Any) -> None:
+        self.stream = stream
+        self.slots = [Slot(device, stream, scratch, index) for index in range(len(device.plans.buckets))]
+        most = max(prod(bucket) for bucket in device.plans.buckets)
+        self.staged = Packed(device.cuda, {"tokens": ((most,), np.int32)}) if device.kernel is not None else None
+
+    def __iter__(self) -> Iterator[Work]:
+        for slot in self.slots:
+            yield slot.rows
+            if slot.items is not None:
+                yield slot.items
 
 
 class Device:
@@ -114,25 +86,43 @@ class Device:
     data : the plans by part, verified.
     plan, plans : what it is, and the buckets it was built for.
     lanes : calls that may be in flight at once; each has device memory of its own.
+    columns, check : of a catalogue's tables, as of `KeptTables`.
     graphs : record CUDA graphs where that is possible.
 
     Attributes
     ----------
     launches : ``CUDA graphs``, or ``plain launches: `` and why.
+    kernel : of csrc/gather.cu, the one in ``KERNEL``; None where the driver refuses it, and `kept` says why.
+    kept : the tables of a catalogue that are here.
 
     Raises
     ------
     MissingExtraError : pycuda is not installed. EngineError : the plan is refused, is of other shapes, or the GPU has not enough memory.
     """
 
-    def __init__(self, data: Mapping[str, bytes], plan: Plan, plans: Plans, *, lanes: int, graphs: bool = True) -> None:
+    KERNEL = ("edr_gather_pairs", "PPPPPPPi")
+    """The kernel's name, and the types of what it is given, as PyCUDA names them."""
+
+    def __init__(
+        self,
+        data: Mapping[str, bytes],
+        plan: Plan,
+        plans: Plans,
+        *,
+        lanes: int,
+        graphs: bool = True,
+        columns: Sequence[tuple[int, type[np.generic]]] = ((1, np.int32),),
+        check: Callable[[Any], None] = lambda values: None,
+    ) -> None:
         self.plans, self.launches, self._pid = plans, "plain launches: not asked for", os.getpid()
         self.cuda = _driver()
         self._trt: Any = importlib.import_module(module_name(plan.flavour))
         self.engines: dict[str, Any] = {}
         self._idle: list[Any] = []
         self._lanes, self._closed, self._change = lanes, False, threading.Condition()
-        self._kept: list[Any] = []
+        self._held: list[Any] = []
+        self.kernel: Any = None
+        self.kept = KeptTables(self, columns, check)
         with self.guard():
             self.cuda.init()
             self._primary = self.cuda.Device(0).retain_primary_context()
@@ -147,10 +137,11 @@ class Device:
                         f"{plan.flavour} {self._trt.__version__} refuses {plan.part(name)}, though it fits by plans.json; build it again"
                     )
             self._check_shapes(plan)
+            self._load_kernel()
             self._idle = [self._lane() for _ in range(lanes)]
             for lane in self._idle:
-                for slot in lane:
-                    slot.run()  # what a first run sets up belongs here, and must not be captured
+                for work in lane:
+                    work.run()  # what a first run sets up belongs here, and must not be captured
             if graphs:
                 self._capture()
 
@@ -170,7 +161,7 @@ class Device:
 
     @contextmanager
     def lane(self) -> Iterator[Any]:
-        """A free lane, one slot a bucket, for this thread; waits while all are busy. Raises EngineError once closed."""
+        """A free lane for this thread; waits while all are busy. Raises EngineError once closed."""
         if self._pid != os.getpid():
             raise EngineError("the GPU was opened before a fork, and a child process cannot use it; open the bundle in the child")
         with self._change:
@@ -201,12 +192,13 @@ class Device:
             self._change.wait_for(lambda: len(self._idle) == self._lanes)
         with self.current():
             for lane in self._idle:
-                for slot in lane:
-                    slot.drop_graph()
+                for work in lane:
+                    work.drop_graph()
             # Contexts before their engine, memory while its context is current.
-            self._release()
+            self.kept.close()
             self._idle.clear()
-            self._kept.clear()
+            self._held.clear()
+            self.kernel = None
             self.engines.clear()
             del self._runtime
 
@@ -231,18 +223,52 @@ class Device:
                 raise
             raise EngineError(f"the GPU failed: {type(error).__name__}: {error}") from error
 
+    def bind(
+        self,
+        part: str,
+        profile: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        addresses: Mapping[str, int],
+        output: str,
+        *,
+        stream: Any,
+        scratch: Any,
+    ) -> Callable[[], None]:
+        """A context of a part, with inputs of these shapes, that reads and writes at these addresses; returns what puts a run of it on the
+        stream. Raises EngineError."""
+        context = self.context(scratch, part)
+        agreed(context.set_optimization_profile_async(profile, stream.handle), f"profile {profile} of {part}")
+        for name, shape in shapes.items():
+            agreed(context.set_input_shape(name, shape), f"{name} of {list(shape)}")
+        for name in (*shapes, output):
+            agreed(context.set_tensor_address(name, addresses[name]), f"an address for {name}")
+        if unknown := context.infer_shapes():
+            raise EngineError(f"the plan needs more inputs than edgerec has: {', '.join(unknown)}; build the bundle again")
+        return lambda: agreed(context.execute_async_v3(stream.handle), f"to run {part}")
+
     def _workplace(self) -> tuple[Any, Any]:
         """A stream and scratch memory for one lane."""
         stream, scratch = self.cuda.Stream(), self.cuda.mem_alloc(self.scratch_bytes)
-        self._kept += [stream, scratch]
+        self._held += [stream, scratch]
         return stream, scratch
 
-    def _release(self) -> None:
-        """Give back what a subclass holds beside its lanes."""
+    def _load_kernel(self) -> None:
+        """The driver compiles it for the GPU at hand, and keeps what it compiled. Rows can do without: the host joins them then."""
+        try:
+            self.kernel = self._compiled()
+        except self.cuda.Error as error:
+            self.kept.failed = f"the driver refuses {PTX.name}: {error}"
+
+    def _compiled(self) -> Any:
+        module = self.cuda.module_from_buffer(PTX.read_bytes() + b"\0")
+        name, types = self.KERNEL
+        kernel = module.get_function(name)
+        kernel.prepare(types)
+        self._held += [module]
+        return kernel
 
     def _lane(self) -> Any:
-        stream, scratch = self._workplace()
-        return [Slot(self, stream, scratch, index) for index in range(len(self.plans.buckets))]
+        return Lane(self, *self._workplace())
 
     def _capture(self) -> None:
         try:
@@ -252,13 +278,13 @@ class Device:
             return
         try:
             for lane in self._idle:
-                for slot in lane:
-                    slot.capture(driver)
-                    slot.run()
+                for work in lane:
+                    work.capture(driver)
+                    work.run()
         except (EngineError, self.cuda.Error) as error:
             for lane in self._idle:
-                for slot in lane:
-                    slot.drop_graph()
+                for work in lane:
+                    work.drop_graph()
             self.launches = f"plain launches: {error}"
             return
         self.launches = "CUDA graphs"
@@ -287,17 +313,3 @@ def _driver() -> Any:
         raise MissingExtraError("pycuda", "tensorrt") from error
     except ImportError as error:
         raise EngineError(f"pycuda cannot be imported: {error}; it needs the NVIDIA driver and CUDA's libraries") from error
-
-
-def agreed(value: Any, what: str) -> None:
-    """Raise EngineError unless TensorRT said yes."""
-    if not value:
-        raise EngineError(f"TensorRT refuses {what}")
-
-
-def _status(result: Any) -> Any:
-    """What a call of ``cuda.bindings`` returned beside its status. Raises EngineError."""
-    status, *rest = result
-    if int(status):
-        raise EngineError(f"the GPU failed: {status}")
-    return rest[0] if rest else None

@@ -1,6 +1,6 @@
-"""A catalogue's item states on the GPU, so that a request brings the numbers of its rows and not their states.
+"""A catalogue's item states, or its items' tokens, on the GPU, so that a request brings the numbers of its rows and not what they hold.
 
-The tables of states are those of the catalogue's segments, which never change: new items are new segments. They lie one after the other in
+The tables are those of the catalogue's segments, which never change: new items are new segments. They lie one after the other in
 one piece of memory, because csrc/gather.cu reads one table that stays; a table that the catalogue has no more leaves its place to others
 when the last request that reads it is over. What does not fit, or is still on its way, comes along with the requests.
 """
@@ -8,7 +8,7 @@ when the last request that reads it is over. What does not fit, or is still on i
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
-from ..states import PRECISIONS, ItemStates, StateSpec
-from ..types import StateSource
+from ..types import StoredTable, TableSource
 
 FREE_SHARE = 0.5
 """Of the GPU memory that is free when the first table comes, so much may be taken."""
@@ -39,41 +38,46 @@ class _Place:
     wanted: bool = True
 
 
-class KeptStates:
-    """Copies of tables of states. Safe to share between threads.
+class KeptTables:
+    """Copies of tables. Safe to share between threads.
 
     Parameters
     ----------
-    device : the `edgerec.engine.trt_mid_device.MidDevice` whose memory it is.
-    spec : how states are stored.
+    device : the `edgerec.engine.trt_device.Device` whose memory it is.
+    columns : of every table: how many numbers a token has, and their type.
+    check : raises EngineError for values of the first column that must not be there; they are not copied.
 
     Attributes
     ----------
-    addresses : of the stored numbers and of their scales; 0 before there are any.
-    failed : empty; or why no more is copied: the GPU's error.
+    addresses : of the columns; 0 before there are any.
+    failed : empty; or why nothing more is copied: the GPU's error, or what is wrong with the values.
     """
 
-    def __init__(self, device: Any, spec: StateSpec) -> None:
-        self._device, self._spec = device, spec
-        self.addresses, self.failed = (0, 0), ""
+    def __init__(self, device: Any, columns: Sequence[tuple[int, type[np.generic]]], check: Callable[[Any], None]) -> None:
+        self._device, self._columns, self._check = device, columns, check
+        self._sizes = [numbers * np.dtype(kind).itemsize for numbers, kind in columns]
+        self.addresses, self.failed = (0,) * len(columns), ""
         self._change, self._uploading = threading.Condition(), threading.Lock()
         self._places: dict[str, _Place] = {}
         self._leaving: list[_Place] = []
         self._free: list[tuple[int, int]] = []
-        self._pending: list[ItemStates] = []
+        self._pending: list[StoredTable] = []
         self._memory: tuple[Any, ...] = ()
         self._thread: threading.Thread | None = None
         self._busy = self._closed = False
 
     @property
     def tokens(self) -> int:
-        """How many tokens' states are there."""
+        """How many tokens are there."""
         with self._change:
             return sum(place.ready for place in self._places.values())
 
-    def keep(self, tables: Sequence[ItemStates], *, wait: bool) -> None:
+    def __str__(self) -> str:
+        return f"{self.tokens} tokens" + (f": {self.failed}" if self.failed else "")
+
+    def keep(self, tables: Sequence[StoredTable], *, wait: bool) -> None:
         """Hold these tables, as far as there is room, and no others; ``wait``: until they are there. Never raises: see ``failed``."""
-        wanted = {table.key: table for table in tables if table.key and len(table.values)}
+        wanted = {table.key: table for table in tables if len(table.columns[0])}
         with self._change:
             if self._closed or self.failed:
                 return
@@ -85,13 +89,13 @@ class KeptStates:
                 return
             if not wait:
                 self._busy = True
-                self._thread = threading.Thread(target=self._upload, name="edgerec-states", daemon=True)
+                self._thread = threading.Thread(target=self._upload, name="edgerec-keep", daemon=True)
                 self._thread.start()
                 return
         self._upload()
 
     @contextmanager
-    def use(self, source: StateSource | None, lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    def use(self, source: TableSource | None, lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Where rows begin in the memory, int64 [B], and -1 for those that are not there; they stay where they are meanwhile."""
         places, held = np.full(len(lengths), -1, np.int64), []
         try:
@@ -160,14 +164,14 @@ class KeptStates:
                 self.failed, self._busy = str(error), False
                 self._pending = []
 
-    def _next(self) -> tuple[ItemStates, _Place] | None:
+    def _next(self) -> tuple[StoredTable, _Place] | None:
         """A pending table and its place, with one user: who copies. Waits for room that is about to be free."""
         with self._change:
             while self._pending and not self._closed:
                 if not self._memory:
-                    self._allocate(sum(len(table.values) for table in self._pending))
+                    self._allocate(sum(len(table.columns[0]) for table in self._pending))
                 first, room = max(self._free, key=lambda gap: gap[1], default=(0, 0))
-                wanted = len(self._pending[0].values)
+                wanted = len(self._pending[0].columns[0])
                 if room < wanted and self._leaving:
                     self._change.wait()
                     continue
@@ -184,28 +188,47 @@ class KeptStates:
         return None
 
     def _allocate(self, tokens: int) -> None:
-        cuda, spec = self._device.cuda, self._spec
+        cuda, each = self._device.cuda, sum(self._sizes)
         with self._device.guard():
             free, _ = cuda.mem_get_info()
-            room = min(int(FREE_SHARE * free) // spec.token_bytes, tokens + tokens // 4 + SPARE_TOKENS)
-            kind, step = PRECISIONS[spec.precision], max(1, UPLOAD_BYTES // spec.token_bytes)
-            values, scales = (cuda.mem_alloc(max(1, room * size)) for size in (spec.numbers * np.dtype(kind).itemsize, 4 * spec.scales))
-            staged = cuda.pagelocked_empty((step, spec.numbers), kind), cuda.pagelocked_empty((step, max(1, spec.scales)), np.float32)
-            self._memory = (values, scales, *staged, cuda.Stream())
-        self.addresses, self._free = (int(values), int(scales)), [(0, room)] if room else []
+            room, step = min(int(FREE_SHARE * free) // each, tokens + tokens // 4 + SPARE_TOKENS), max(1, UPLOAD_BYTES // each)
+            memory = [cuda.mem_alloc(max(1, room * size)) for size in self._sizes]
+            staged = [cuda.pagelocked_empty((step, max(1, numbers)), kind) for numbers, kind in self._columns]
+            self._memory = (memory, staged, cuda.Stream())
+        self.addresses, self._free = tuple(int(one) for one in memory), [(0, room)] if room else []
 
-    def _copy(self, table: ItemStates, place: _Place) -> None:
-        _, _, values, scales, stream = self._memory
-        bytes_each = values.shape[1] * values.itemsize, 4 * self._spec.scales
-        for begin in range(0, place.tokens, len(values)):
-            end = min(begin + len(values), place.tokens)
+    def _copy(self, table: StoredTable, place: _Place) -> None:
+        _, staged, stream = self._memory
+        step = len(staged[0])
+        for begin in range(0, place.tokens, step):
+            end = min(begin + step, place.tokens)
             if self._closed or not place.wanted:
                 return
+            self._check(table.columns[0][begin:end])
             with self._device.guard():
-                for name, staged, address, size in zip(("values", "scales"), (values, scales), self.addresses, bytes_each, strict=True):
+                for column, room, address, size in zip(table.columns, staged, self.addresses, self._sizes, strict=True):
                     if size:
-                        staged[: end - begin] = getattr(table, name)[begin:end]
-                        self._device.cuda.memcpy_htod_async(address + (place.first + begin) * size, staged[: end - begin], stream)
+                        room[: end - begin] = column[begin:end].reshape(end - begin, -1)
+                        self._device.cuda.memcpy_htod_async(address + (place.first + begin) * size, room[: end - begin], stream)
                 stream.synchronize()
             with self._change:
                 place.ready = end
+
+
+def along(starts: NDArray[np.int64], lengths: NDArray[np.int64], kept: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What comes along with rows of a table, and where csrc/gather.cu finds each.
+
+    Parameters
+    ----------
+    starts, lengths : int64 [B], of the rows.
+    kept : int64 [B], from `KeptTables.use`.
+
+    Returns
+    -------
+    places : int64 [total], the tokens of the table that come along, end to end.
+    begins : int64 [B], as `kept`, or ``~`` the place among those that come along.
+    """
+    sent = np.where(kept < 0, lengths, 0)
+    ends = np.cumsum(sent)
+    begins = ends - sent
+    return np.arange(sent.sum()) + np.repeat(starts - begins, sent), np.where(kept < 0, ~begins, kept)

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from ..bundle import Manifest, read_file
 from ..errors import EngineError, MissingExtraError
-from ..states import PRECISIONS, ItemStates
-from ..types import RaggedStateBatch, StateBatch
+from ..states import PRECISIONS
+from ..types import RaggedStateBatch, StateBatch, StoredTable
 from . import Limits, MidEngine
 from .machine import usable_cores
 from .mid import Ints, MidRunner
-from .trt import LANES, read_plans, share_out
-from .trt_device import FEATURES
+from .trt import LANES, read_plans
+from .trt_buckets import fill_features, share_out
+from .trt_kept import along
 from .trt_mid_device import MidDevice, MidLane
 from .trt_mid_fallback import CpuMidEngine, open_mid_fallback
 from .trt_plans import PARTS, Plans, choose, item_buckets, rebuild_command, this_runtime
@@ -64,6 +65,8 @@ class TensorRtMidEngine(MidRunner):
     launches : how work reaches the GPU: ``CUDA graphs``, or ``plain launches`` and why.
     note : empty; or why the CPU engine has taken over, for good. Results repeat it.
     """
+
+    keeps = "states"
 
     def __init__(
         self,
@@ -109,19 +112,16 @@ class TensorRtMidEngine(MidRunner):
 
         return self._on_gpu(on_gpu, lambda cpu: cpu.encode_queries(ids, lengths))
 
-    def keep(self, tables: Sequence[ItemStates], *, wait: bool) -> None:
+    def keep(self, tables: Sequence[StoredTable], *, wait: bool) -> None:
         """See `edgerec.engine.KeepingEngine`; `kept` says what came of it."""
         device = self._device
         if device is not None and not self.note:
-            device.states.keep(tables, wait=wait)
+            device.kept.keep(tables, wait=wait)
 
     @property
     def kept(self) -> str:
         """How many tokens' states are on the GPU; or why no more come."""
-        device = self._device
-        if device is None:
-            return "0 tokens: the engine is closed"
-        return f"{device.states.tokens} tokens" + (f": {device.states.failed}" if device.states.failed else "")
+        return str(self._device.kept) if self._device is not None else "0 tokens: the engine is closed"
 
     def run_ragged_states(
         self, batch: RaggedStateBatch, *, deadline_ns: int = 0, done: NDArray[np.bool_] | None = None
@@ -187,7 +187,7 @@ class TensorRtMidEngine(MidRunner):
         order = np.argsort(-batch.lengths, kind="stable")
         asking = int(np.searchsorted(self._plans.asking, len(batch.query_ids)))
         asked = False
-        with device.states.use(batch.source, batch.lengths) as places, device.lane() as lane:
+        with device.kept.use(batch.source, batch.lengths) as places, device.lane() as lane:
             sent = np.where(places < 0, batch.lengths, 0)
             for bucket, begin, end in share_out(batch.lengths[order], self._plans.buckets):
                 for rows in _that_fit(order[begin:end], sent, lane.room):
@@ -222,25 +222,17 @@ class TensorRtMidEngine(MidRunner):
         kept: NDArray[np.int64],
     ) -> None:
         """Stored states that are not on the GPU go along, and where each row has its own; rows that are not there are empty."""
-        count, lengths, there = len(rows), batch.lengths[rows], kept[rows]
-        sent = np.where(there < 0, lengths, 0)
-        ends = np.cumsum(sent)
-        total = int(ends[-1])
-        places = np.arange(total) + np.repeat(batch.starts[rows] - (ends - sent), sent)
-        staged = lane.staged
+        count, staged = len(rows), lane.staged
+        places, begins = along(batch.starts[rows], batch.lengths[rows], kept[rows])
+        total = len(places)
         staged.views["values"][:total], staged.views["scales"][:total] = batch.states[places], batch.scales[places]
         for name, address in staged.addresses.items():
             if staged.views[name].size and total:
                 device.cuda.memcpy_htod_async(address, staged.views[name][:total], lane.stream)
-        views["tables"][:] = (*device.states.addresses, staged.addresses["values"], staged.addresses["scales"])
-        views["starts"][:count], views["starts"][count:] = np.where(there < 0, ~(ends - sent), there), -1
-        views["item_lengths"][:count], views["item_lengths"][count:] = lengths, 0
-        slots = batch.feature_ids.shape[1]
-        for name in FEATURES if FEATURES[0] in views else ():
-            views[name][:count, :slots] = getattr(batch, name)[rows]
-            # A weight of 0 is no feature; ids there do not matter, but must be valid.
-            views[name][:count, slots:] = 0
-            views[name][count:] = 0
+        views["tables"][:] = (*device.kept.addresses, staged.addresses["values"], staged.addresses["scales"])
+        views["starts"][:count], views["starts"][count:] = begins, -1
+        views["item_lengths"][:count], views["item_lengths"][count:] = batch.lengths[rows], 0
+        fill_features(views, batch, rows)
 
     def _passes(self, lengths: Ints) -> Iterator[NDArray[np.intp]]:
         """Those of one bucket: an item always runs in the same one, so its states do not depend on its company."""

@@ -22,6 +22,7 @@ from edgerec.builder import GpuOptions, build_engine
 from edgerec.engine import open_engine, trt_device
 from edgerec.engine.gpu import Gpu
 from edgerec.engine.trt import TensorRtEngine
+from edgerec.engine.trt_work import Work
 from edgerec.errors import BundleError, EngineError, MissingExtraError
 from edgerec.types import Batch, RaggedBatch
 
@@ -141,69 +142,78 @@ def test_rows_after_the_deadline_are_left_out(served: Served) -> None:
     assert done.all()
 
 
-# What a mistake in the runner would be; each must be seen by comparing logits, or end in an error. This tests the tests.
-def _no_wait(slot: Any) -> None:
-    (slot.graph or slot.enqueue)()
+# What a mistake in the runner would be; each must be seen by comparing logits, or end in an error. This tests the tests. Rows travel whole.
+def _steps(work: Work) -> tuple[Any, Any, Any]:
+    """Copy there, the plan's run, copy back."""
+    cuda = work._cuda
+    return (
+        lambda: cuda.memcpy_htod_async(*work._sent, work.stream),
+        work._steps[-1],
+        lambda: cuda.memcpy_dtoh_async(*work._back, work.stream),  # type: ignore[misc]
+    )
 
 
-def _no_copy(slot: Any) -> None:
-    cuda = slot._device.cuda
-    slot._context.execute_async_v3(slot._stream.handle)
-    cuda.memcpy_dtoh_async(slot.logits, slot._outputs, slot._stream)
-    slot._stream.synchronize()
+def _no_wait(work: Work) -> None:
+    work.start()
 
 
-def _back_before_run(slot: Any) -> None:
-    cuda = slot._device.cuda
-    cuda.memcpy_htod_async(slot._inputs, slot._host, slot._stream)
-    cuda.memcpy_dtoh_async(slot.logits, slot._outputs, slot._stream)
-    slot._context.execute_async_v3(slot._stream.handle)
-    slot._stream.synchronize()
+def _no_copy(work: Work) -> None:
+    _, run, back = _steps(work)
+    run()
+    back()
+    work.stream.synchronize()
 
 
-def _other_stream(slot: Any) -> None:
-    cuda, other = slot._device.cuda, slot._device.cuda.Stream()
-    cuda.memcpy_htod_async(slot._inputs, slot._host, slot._stream)
-    slot._context.execute_async_v3(other.handle)
-    cuda.memcpy_dtoh_async(slot.logits, slot._outputs, slot._stream)
-    slot._stream.synchronize()
+def _back_before_run(work: Work) -> None:
+    there, run, back = _steps(work)
+    there()
+    back()
+    run()
+    work.stream.synchronize()
 
 
-def _swapped(slot: Any) -> None:
-    context = slot._context
-    ids, types = context.addresses["input_ids"], context.addresses["token_type_ids"]
-    context.set_tensor_address("input_ids", types)
-    context.set_tensor_address("token_type_ids", ids)
-    try:
-        slot.enqueue()
-    finally:
-        context.set_tensor_address("input_ids", ids)
-        context.set_tensor_address("token_type_ids", types)
-    slot._stream.synchronize()
+def _other_stream(work: Work) -> None:
+    there, run, back = _steps(work)
+    mine, work.stream = work.stream, work._cuda.Stream()
+    there()
+    work.stream = mine
+    run()
+    back()
+    mine.synchronize()
 
 
-def _wild(slot: Any) -> None:
-    slot._context.set_tensor_address("feature_weights", 0xDEAD0000)
-    slot.enqueue()
-    slot._stream.synchronize()
+def _half(work: Work) -> None:
+    address, sent = work._sent
+    work._sent = (address, sent[: len(sent) // 2])
+    work.enqueue()
+    work.stream.synchronize()
+    work._sent = (address, sent)
 
 
-def _short(slot: Any) -> None:
-    slot._context.set_tensor_address("input_ids", int(slot._inputs) + 1 << 20)
-    slot.enqueue()
-    slot._stream.synchronize()
+def _elsewhere(work: Work) -> None:
+    address, sent = work._sent
+    work._sent = (address + 256, sent[256:])
+    work.enqueue()
+    work.stream.synchronize()
+    work._sent = (address, sent)
 
 
-MISTAKES: list[Callable[[Any], None]] = [_no_wait, _no_copy, _back_before_run, _other_stream, _swapped, _wild, _short]
+def _wild(work: Work) -> None:
+    work._sent = (0xDEAD0000, work._sent[1])
+    work.enqueue()
+    work.stream.synchronize()
+
+
+MISTAKES: list[Callable[[Work], None]] = [_no_wait, _no_copy, _back_before_run, _other_stream, _half, _elsewhere, _wild]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
-def test_a_mistake_in_the_runner_would_be_seen(served: Served, monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Any], None]) -> None:
+def test_a_mistake_in_the_runner_would_be_seen(served: Served, monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Work], None]) -> None:
     engine = served.open(fallback=False)
     batch = rows(9, seed=3)
     expected = served.exact.run(batch)
     np.testing.assert_allclose(engine.run(rows(9, seed=4)), served.exact.run(rows(9, seed=4)), rtol=0, atol=2e-5)
-    monkeypatch.setattr(trt_device.Slot, "run", mistake)
+    monkeypatch.setattr(Work, "run", mistake)
     try:
         found = engine.run(batch)
     except EngineError:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgerec.engine.trt import share_out
+from edgerec.engine.trt_buckets import share_out
 
 BUCKETS = ((4, 16), (16, 16), (4, 32), (16, 32))
 

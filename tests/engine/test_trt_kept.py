@@ -16,8 +16,8 @@ from edgerec import CatalogWriter, Item, Ranker
 from edgerec.builder import GpuOptions, build_engine
 from edgerec.catalog import build_catalog
 from edgerec.engine import KeepingEngine, trt_kept
-from edgerec.states import ItemStates
-from edgerec.types import StateSource
+from edgerec.states import PRECISIONS
+from edgerec.types import StoredTable, TableSource
 
 CLOSE = 0.02  # a number between two int8 steps may be rounded to either
 TEXTS = ("red lamp", "blue sofa", "green wood chair with steel")
@@ -94,15 +94,15 @@ def test_changes_of_the_catalogue_are_copied_while_it_serves(shop: Path, catalog
             ids = ["3", f"new {change}", "5", "0"]
             for _ in range(2):  # on the way, or there
                 np.testing.assert_allclose(ranker.score("red lamp", ids), exact(shop, catalog, ids), atol=CLOSE)
-            ranker._engine._device.states._thread.join(10)  # type: ignore[attr-defined]
+            ranker._engine._device.kept._thread.join(10)  # type: ignore[attr-defined]
             assert kept(ranker) == tokens_of(ranker)
             steps, launches = steps_of(gpu, lambda ids=ids: ranker.score("red lamp", ids))  # type: ignore[misc]
             assert steps == 2 + 4 * (launches - 1)
         writer.compact()
         np.testing.assert_allclose(ranker.score("red lamp", ids), exact(shop, catalog, ids), atol=CLOSE)
-        ranker._engine._device.states._thread.join(10)  # type: ignore[attr-defined]
+        ranker._engine._device.kept._thread.join(10)  # type: ignore[attr-defined]
         assert kept(ranker) == tokens_of(ranker)
-        assert sum(tokens for _, tokens in ranker._engine._device.states._free) > 0  # type: ignore[attr-defined]
+        assert sum(tokens for _, tokens in ranker._engine._device.kept._free) > 0  # type: ignore[attr-defined]
     assert gpu.MEMORY.blocks == {}
 
 
@@ -135,14 +135,15 @@ class OneTable:
         from edgerec.engine.trt_mid_device import MidDevice
 
         self.cuda = __import__("pycuda.driver").driver
-        self.states = trt_kept.KeptStates(self, spec)
+        columns = ((spec.numbers, PRECISIONS[spec.precision]), (spec.scales, np.float32))
+        self.kept = trt_kept.KeptTables(self, columns, lambda values: None)
         self.current, self.guard = (lambda: MidDevice.current(self)), (lambda: MidDevice.guard(self))  # type: ignore[arg-type]
         self._primary = self.cuda.Device(0).retain_primary_context()
 
 
-def table(spec: Any, key: str, tokens: int, number: int) -> ItemStates:
-    values = np.full((tokens, spec.numbers), number, trt_kept.PRECISIONS[spec.precision])
-    return ItemStates(values, np.full((tokens, spec.scales), float(number), np.float32), np.array([0, tokens]), key=key)
+def table(spec: Any, key: str, tokens: int, number: int) -> StoredTable:
+    values = np.full((tokens, spec.numbers), number, PRECISIONS[spec.precision])
+    return StoredTable(key, (values, np.full((tokens, spec.scales), float(number), np.float32)))
 
 
 def test_a_place_is_not_given_away_while_somebody_reads_it(shop: Path, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,24 +152,24 @@ def test_a_place_is_not_given_away_while_somebody_reads_it(shop: Path, gpu: Any,
     monkeypatch.setattr(trt_kept, "SPARE_TOKENS", 0)
     monkeypatch.setattr(trt_kept, "UPLOAD_BYTES", 3 * spec.token_bytes)
     device = OneTable(spec)
-    states = device.states
+    states = device.kept
     states.keep([table(spec, "a", 40, 1)], wait=True)  # and room for ten more
-    source = StateSource(("a", "b"), np.array([0, 0, 1]), np.array([0, 39, 5]))
+    source = TableSource(("a", "b"), np.array([0, 0, 1]), np.array([0, 39, 5]))
     with states.use(source, np.array([40, 2, 3])) as places:
         np.testing.assert_array_equal(places, [0, -1, -1])  # there; past its end; not there
         done = threading.Thread(target=lambda: states.keep([table(spec, "b", 45, 2)], wait=True))
         done.start()
         done.join(0.2)
         assert done.is_alive()  # "a" is in use, and both have no room
-        size = spec.numbers * np.dtype(trt_kept.PRECISIONS[spec.precision]).itemsize
+        size = spec.numbers * np.dtype(PRECISIONS[spec.precision]).itemsize
         held = gpu.MEMORY.view(states.addresses[0], 40 * size)
-        assert (held.view(trt_kept.PRECISIONS[spec.precision]) == 1).all()
+        assert (held.view(PRECISIONS[spec.precision]) == 1).all()
     done.join(10)
     assert not done.is_alive()
     with states.use(source, np.array([40, 2, 3])) as places:
         np.testing.assert_array_equal(places, [-1, -1, 5])
         row = gpu.MEMORY.view(states.addresses[0] + 5 * size, 3 * size)
-        assert (row.view(trt_kept.PRECISIONS[spec.precision]) == 2).all()
+        assert (row.view(PRECISIONS[spec.precision]) == 2).all()
     states.keep([], wait=True)
     assert (states.tokens, states._free) == (0, [(0, 50)])
     with device.current():
@@ -186,7 +187,7 @@ def _one_further(places: Any) -> Any:
 
 @pytest.mark.parametrize("mistake", [_elsewhere, _one_further])
 def test_a_mistake_in_the_places_would_be_seen(shop: Path, catalog: Path, gpu: Any, monkeypatch: pytest.MonkeyPatch, mistake: Any) -> None:
-    use = trt_kept.KeptStates.use
+    use = trt_kept.KeptTables.use
 
     class Wrong:
         def __init__(self, *given: Any) -> None:
@@ -199,7 +200,7 @@ def test_a_mistake_in_the_places_would_be_seen(shop: Path, catalog: Path, gpu: A
             return self._inner.__exit__(*error)
 
     with open_ranker(shop, catalog) as ranker:
-        monkeypatch.setattr(trt_kept.KeptStates, "use", lambda *given: Wrong(*given))
+        monkeypatch.setattr(trt_kept.KeptTables, "use", lambda *given: Wrong(*given))
         result = ranker.rank("red lamp", IDS, top_k=40)
         found = dict(zip(result.ids, result.scores.tolist(), strict=True))
     expected = exact(shop, catalog, IDS)

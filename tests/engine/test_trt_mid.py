@@ -159,32 +159,32 @@ def _no_gather(work: Any) -> None:
         work._steps = work._steps[1:]
     work.graph = None
     work.start()
-    work._stream.synchronize()
+    work.stream.synchronize()
 
 
 def _gather_last(work: Any) -> None:
     work._steps, work.graph = list(work._steps)[::-1], None
     work.start()
-    work._stream.synchronize()
+    work.stream.synchronize()
 
 
 def _no_copy(work: Any) -> None:
     for step in work._steps:
         step()
-    work._device.cuda.memcpy_dtoh_async(*work._back, work._stream)
-    work._stream.synchronize()
+    work._cuda.memcpy_dtoh_async(*work._back, work.stream)
+    work.stream.synchronize()
 
 
 def _wild(work: Any) -> None:
     work.inputs.views["tables"][2] = 0xDEAD0000
     work.start()
-    work._stream.synchronize()
+    work.stream.synchronize()
 
 
 def _other_rows(work: Any) -> None:
     work.inputs.views["starts"][:] = work.inputs.views["starts"][::-1].copy()
     work.start()
-    work._stream.synchronize()
+    work.stream.synchronize()
 
 
 MISTAKES = [_no_wait, _no_gather, _gather_last, _no_copy, _wild, _other_rows]

@@ -138,45 +138,79 @@ class Event:
 
 
 class Function:
-    """csrc/gather.cu, which computes as its plain C twin does. Rows must lie in the allocations that the tables point to."""
+    """A kernel of csrc/gather.cu, which computes as its plain C twin does. Rows must lie in the allocations that the tables point to."""
+
+    types = ""
 
     def prepare(self, types: str) -> None:
-        assert types == "PPPPiiiii"
+        assert types == self.types
 
     def prepared_async_call(self, grid: Any, block: Any, stream: Stream, *given: int) -> None:
-        from edgerec._native import gather_states
-
-        tables, starts, lengths, out, tokens, groups, width, stored, number = given
-        rows, kind, written = grid[0], (np.float32, np.int8, np.float16)[stored], ("fp32", "", "fp16", "bf16")[number]
+        assert len(given) == len(self.types)
         assert grid[1:] == (1, 1)
         assert 1 <= block[0] <= 1024
 
         def work() -> None:
-            addresses = gpu.MEMORY.view(tables, 32).view(np.uint64).tolist()
-            ends = [gpu.MEMORY.rest(address) for address in addresses]
-            one = groups * width * np.dtype(kind).itemsize
-            both = []
-            for values, scales in (ends[:2], ends[2:]):
-                count = min(len(values) // one, len(scales) // (4 * groups)) if stored == 1 else len(values) // one
-                of_scales = scales[: 4 * count * groups].view(np.float32) if stored == 1 else np.zeros(0, np.float32)
-                both.append((values[: one * count].view(kind), of_scales))
-            begins, sizes = gpu.MEMORY.view(starts, 8 * rows).view(np.int64), gpu.MEMORY.view(lengths, 4 * rows).view(np.int32)
             try:
-                found = gather_states(both, begins, sizes, tokens=tokens, groups=groups, width=width, number=written)
+                outputs = self.compute(grid[0], *given)
             except Exception as error:
                 raise gpu.Failure(f"an illegal memory access was encountered: {error}") from error
-            gpu.MEMORY.view(out, found.nbytes)[:] = found.reshape(-1).view(np.uint8)
+            for address, found in outputs:
+                gpu.MEMORY.view(address, found.nbytes)[:] = found.reshape(-1).view(np.uint8)
 
         _guarded(lambda: gpu.QUEUES[stream.handle].put(work))
 
+    def compute(self, rows: int, *given: int) -> list[tuple[int, np.ndarray]]:
+        raise NotImplementedError
+
+
+class GatherRows(Function):
+    types = "PPPPiiiii"
+
+    def compute(self, rows: int, *given: int) -> list[tuple[int, np.ndarray]]:
+        from edgerec._native import gather_states
+
+        tables, starts, lengths, out, tokens, groups, width, stored, number = given
+        kind, written = (np.float32, np.int8, np.float16)[stored], ("fp32", "", "fp16", "bf16")[number]
+        addresses = gpu.MEMORY.view(tables, 32).view(np.uint64).tolist()
+        ends = [gpu.MEMORY.rest(address) for address in addresses]
+        one = groups * width * np.dtype(kind).itemsize
+        both = []
+        for values, scales in (ends[:2], ends[2:]):
+            count = min(len(values) // one, len(scales) // (4 * groups)) if stored == 1 else len(values) // one
+            of_scales = scales[: 4 * count * groups].view(np.float32) if stored == 1 else np.zeros(0, np.float32)
+            both.append((values[: one * count].view(kind), of_scales))
+        begins, sizes = gpu.MEMORY.view(starts, 8 * rows).view(np.int64), gpu.MEMORY.view(lengths, 4 * rows).view(np.int32)
+        return [(out, gather_states(both, begins, sizes, tokens=tokens, groups=groups, width=width, number=written))]
+
+
+class GatherPairs(Function):
+    types = "PPPPPPPi"
+
+    def compute(self, rows: int, *given: int) -> list[tuple[int, np.ndarray]]:
+        from edgerec._native import gather_pairs
+
+        tables, starts, lengths, frame, *outputs, tokens = given
+        ends = [gpu.MEMORY.rest(address) for address in gpu.MEMORY.view(tables, 16).view(np.uint64).tolist()]
+        both = [end[: len(end) // 4 * 4].view(np.int32) for end in ends]
+        begins, sizes = gpu.MEMORY.view(starts, 8 * rows).view(np.int64), gpu.MEMORY.view(lengths, 4 * rows).view(np.int32)
+        head, suffix = gpu.MEMORY.view(frame, 8).view(np.int32).tolist()
+        numbers = gpu.MEMORY.view(frame, 4 * (5 + head + suffix)).view(np.int32)
+        return list(zip(outputs, gather_pairs(both, begins, sizes, numbers, tokens=tokens), strict=True))
+
+
+KERNELS = {"edr_gather_rows": GatherRows, "edr_gather_pairs": GatherPairs}
+
 
 class Module:
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+
     def get_function(self, name: str) -> Function:
-        assert name == "edr_gather_rows"
-        return Function()
+        assert f".entry {name}(".encode() in self.text
+        return KERNELS[name]()
 
 
 def module_from_buffer(text: bytes) -> Module:
-    assert b".entry edr_gather_rows(" in text
     assert text.endswith(b"\0"), "the driver reads PTX up to a zero"
-    return _guarded(Module)
+    return _guarded(lambda: Module(text))
