@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from engine.backends import Case
 from fixtures_mid_export import STUDENTS, mid_export
 from onnx import TensorProto, helper
 
@@ -110,6 +111,26 @@ def test_plans_of_every_precision_are_built_without_a_gpu(tmp_path: Path, precis
     assert parity["gpu"].startswith("not run: ")
     assert parity["fallback"]["max_abs_diff"] < 1e-3
     assert report.measured.startswith("no plan was run: ")
+
+
+@pytest.fixture(scope="module")
+def real_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six layers of 384 numbers, four joint ones, 128 int8 numbers a token; random weights."""
+    sizes = {"layers": 6, "hidden": 384, "heads": 12, "query_layers": 2, "item_layers": 4, "states": "one", "state_width": 128}
+    return Case("", "", True, 0, mid={**sizes, "state_precision": "int8"}).mid_export(tmp_path_factory.mktemp("real"))
+
+
+@rtx
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("precision", builder.PRECISIONS)
+def test_a_student_of_real_size_builds_for_every_target(real_export: Path, tmp_path: Path, precision: str) -> None:
+    # fp8 is refused for the first two before TensorRT is asked.
+    targets = ("sm_89", "sm_120") if precision == "fp8" else ("sm_80", "sm_86", "sm_89", "sm_120")
+    gpu, gate = GpuOptions(targets=targets), {"ndcg_drop": 1.0, "tau": -1.0, "top_overlap": 0.0}
+    build_engine(real_export, tmp_path / "b", backend="tensorrt", precision=precision, gpu=gpu, gate=gate)
+    manifest = verify_bundle(tmp_path / "b")
+    assert {f"{name}.{target}.plan" for name in PARTS for target in targets} <= manifest.files.keys()
 
 
 @rtx

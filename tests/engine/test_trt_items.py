@@ -3,6 +3,7 @@ is checked."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +39,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_engine(export, root / "exact", backend="reference")
     with standin():
         build_engine(export, root / "plan", backend="tensorrt", gpu=GpuOptions(buckets=BUCKETS))
+    build_catalog(iter(ITEMS), root / "exact", root / "catalog", threads=1)
     return root
 
 
@@ -49,8 +51,7 @@ def gpu() -> Iterator[Any]:
 
 @pytest.fixture
 def catalog(shop: Path, tmp_path: Path) -> Path:
-    build_catalog(iter(ITEMS), shop / "exact", tmp_path / "catalog", threads=1)
-    return tmp_path / "catalog"
+    return Path(shutil.copytree(shop / "catalog", tmp_path / "catalog"))
 
 
 def opened(shop: Path, catalog: Path | None = None, **options: Any) -> tuple[Ranker, TensorRtEngine]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     build_engine(export, root / "exact", backend="reference")
     with standin():
         build_engine(export, root / "plan", backend="tensorrt", gpu=GpuOptions(buckets=((4, 12), (16, 30))))
+    build_catalog(iter(ITEMS), root / "exact", root / "catalog", threads=1)
     return root
 
 
@@ -43,8 +45,7 @@ def gpu() -> Iterator[Any]:
 
 @pytest.fixture
 def catalog(shop: Path, tmp_path: Path) -> Path:
-    build_catalog(iter(ITEMS), shop / "exact", tmp_path / "catalog", threads=1)
-    return tmp_path / "catalog"
+    return Path(shutil.copytree(shop / "catalog", tmp_path / "catalog"))
 
 
 def open_ranker(shop: Path, catalog: Path) -> Ranker:

@@ -22,17 +22,27 @@ from edgerec.text import TextEncoder, text_spec_from_tokenizer
 
 
 def write_mid_student(
-    folder: Path, shop: Path, *, features: bool = True, layers: int = 3, buckets: int = BUCKETS, slots: int = SLOTS, **settings: object
+    folder: Path,
+    shop: Path,
+    *,
+    features: bool = True,
+    layers: int = 3,
+    hidden: int = 32,
+    heads: int = 4,
+    buckets: int = BUCKETS,
+    slots: int = SLOTS,
+    **settings: object,
 ) -> Path:
     """Random weights that look at things, from a fixed seed; ``settings`` are those of `StudentSettings`."""
-    base = write_base_model(folder.with_name(folder.name + ".base"), layers=layers)
+    base = write_base_model(folder.with_name(folder.name + ".base"), layers=layers, hidden=hidden, heads=heads)
     recipe = tiny_recipe(student=StudentSettings(interaction="mid", features=features, **settings))  # type: ignore[arg-type]
     spec = text_spec_from_tokenizer(base / "tokenizer.json", max_tokens=32, max_query_tokens=12, item_fields=["title"])
     sizes = {"buckets": buckets, "feature_dim": 4, "feature_hidden": 4} if features else {}
     cross = student_from_encoder(base, **sizes)
     torch.manual_seed(5)
     for name, parameter in cross.named_parameters():
-        torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.6 if name.startswith("features") else 0.2)
+        usual = 0.2 * (32 / hidden) ** 0.5
+        torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.6 if name.startswith("features") else usual)
     datasets = train_datasets([shop])
     text, train = TextEncoder(base / "tokenizer.json", spec), judged_pairs(datasets, "train")
     student = mid_from_cross(cross.eval(), spec, recipe.student, item_sample(train, text, seed=0))

@@ -14,7 +14,7 @@ COLOURS = ("red", "blue", "green", "black")
 THINGS = ("lamp", "chair", "table", "shelf", "sofa")
 
 
-def write_base_model(folder: Path, layers: int = 2, gelu: str = "gelu") -> Path:
+def write_base_model(folder: Path, layers: int = 2, gelu: str = "gelu", hidden: int = 32, heads: int = 4) -> Path:
     """An encoder of width 32 with a pooler, and its tokenizer."""
     folder.mkdir()
     vocab = write_tokenizer(folder / "tokenizer.json")
@@ -22,9 +22,9 @@ def write_base_model(folder: Path, layers: int = 2, gelu: str = "gelu") -> Path:
     torch.manual_seed(1)
     sizes = {
         "num_hidden_layers": layers,
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "intermediate_size": 2 * hidden,
         "max_position_embeddings": 64,
     }
     BertModel(BertConfig(vocab_size=vocab, hidden_act=gelu, **sizes)).save_pretrained(folder)
