@@ -44,6 +44,7 @@ class Made:
 
 TINY, LONGER = {"init": "models/tiny-bert"}, {"epochs": 6, "learning_rate": 5e-4}
 WHOLE = {"state_width": 0, "state_precision": "fp16"}
+EACH = {"states": "per_layer", "item_layers": 0, **WHOLE}
 STUDENTS = {
     "demo-student-l3": Made("demo-student-l3"),
     "demo-student": Made(),
@@ -53,11 +54,12 @@ STUDENTS = {
     "four layers alone, more pairs": Made(student={"query_layers": 4, "unlabelled_per_query": 18}),
     "four layers alone, one whole state": Made(student={"query_layers": 4, **WHOLE}),
     "four layers alone, six of the item": Made(student={"query_layers": 4, "item_layers": 6}),
+    "four layers alone, a whole state for each": Made(student={"query_layers": 4, **EACH}),
     "two layers of the item": Made(student={"item_layers": 2}),
     "six layers of the item": Made(student={"item_layers": 6}),
     "one whole state": Made(student=WHOLE),
     "64 numbers": Made(student={"state_width": 64}),
-    "a whole state for each layer": Made(student={"states": "per_layer", "item_layers": 0, **WHOLE}),
+    "a whole state for each layer": Made(student=EACH),
     "fp16 states": Made(same_as="demo-student", state_precision="fp16"),
     "2 x 128": Made(student={"interaction": "cross", **TINY}, fit=LONGER),
     "2 x 128 mid": Made(student={"query_layers": 1, "item_layers": 1, **TINY}, fit=LONGER),
