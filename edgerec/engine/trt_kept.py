@@ -228,6 +228,8 @@ def along(starts: NDArray[np.int64], lengths: NDArray[np.int64], kept: NDArray[n
     places : int64 [total], the tokens of the table that come along, end to end.
     begins : int64 [B], as `kept`, or ``~`` the place among those that come along.
     """
+    if kept.min(initial=0) >= 0:  # the usual case
+        return np.empty(0, np.int64), kept
     sent = np.where(kept < 0, lengths, 0)
     ends = np.cumsum(sent)
     begins = ends - sent
