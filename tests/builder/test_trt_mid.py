@@ -127,7 +127,7 @@ def real_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_student_of_real_size_builds_for_every_target(real_export: Path, tmp_path: Path, precision: str) -> None:
     # fp8 is refused for the first two before TensorRT is asked.
     targets = ("sm_89", "sm_120") if precision == "fp8" else ("sm_80", "sm_86", "sm_89", "sm_120")
-    gpu, gate = GpuOptions(targets=targets), {"ndcg_drop": 1.0, "tau": -1.0, "top_overlap": 0.0}
+    gpu, gate = GpuOptions(targets=targets), {"ndcg_drop": 1.0, "tau": -1.0}
     build_engine(real_export, tmp_path / "b", backend="tensorrt", precision=precision, gpu=gpu, gate=gate)
     manifest = verify_bundle(tmp_path / "b")
     assert {f"{name}.{target}.plan" for name in PARTS for target in targets} <= manifest.files.keys()

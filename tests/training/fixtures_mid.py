@@ -41,7 +41,7 @@ def write_mid_student(
     cross = student_from_encoder(base, **sizes)
     torch.manual_seed(5)
     for name, parameter in cross.named_parameters():
-        usual = 0.2 * (32 / hidden) ** 0.5
+        usual = 0.2 * 32 / hidden
         torch.nn.init.normal_(parameter, mean=float(name.endswith("norm.weight")), std=0.6 if name.startswith("features") else usual)
     datasets = train_datasets([shop])
     text, train = TextEncoder(base / "tokenizer.json", spec), judged_pairs(datasets, "train")
