@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,3 +34,10 @@ def standin(gpu: Gpu = GPU) -> Iterator[Any]:
         finally:
             for name in NAMES:
                 sys.modules.pop(name, None)
+
+
+def steps_of(gpu: Any, call: Callable[[], object]) -> tuple[int, int]:
+    """Steps and launches of a call."""
+    before = dict(gpu.COUNTS)
+    call()
+    return gpu.COUNTS["steps"] - before["steps"], gpu.COUNTS["launches"] - before["launches"]

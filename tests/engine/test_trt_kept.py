@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fixtures_mid_export import STUDENTS, mid_export
-from fixtures_standin import standin
+from fixtures_standin import standin, steps_of
 
 from edgerec import CatalogWriter, Item, Ranker
 from edgerec.builder import GpuOptions, build_engine
@@ -64,13 +64,6 @@ def kept(ranker: Ranker) -> int:
 def tokens_of(ranker: Ranker) -> int:
     assert ranker.catalog is not None
     return sum(len(segment.states.values) for segment in ranker.catalog.segments if segment.states is not None)
-
-
-def steps_of(gpu: Any, call: Callable[[], object]) -> tuple[int, int]:
-    """Steps and launches of a call."""
-    before = dict(gpu.COUNTS)
-    call()
-    return gpu.COUNTS["steps"] - before["steps"], gpu.COUNTS["launches"] - before["launches"]
 
 
 def test_a_request_brings_no_states_of_the_catalogue(shop: Path, catalog: Path, gpu: Any) -> None:
