@@ -1,11 +1,13 @@
 """What are the students of `make demo` worth on judged queries that they did not see, what does int8 cost them, and what are others worth?
 
     python benchmarks/bench_demo.py --data FOLDER --base-model models/minilm-l6 --work DIR [--only NAME ...]
+    python benchmarks/bench_demo.py --data FOLDER --base-model BASE --base-model MORE --teacher adapt-teacher --work OTHER [--only NAME ...]
 
 The queries of FOLDER are dealt out to folds. For each fold the demo's teacher and its students (recipes demo-student-l3, three layers, and
 demo-student, mid-fusion) learn from the other folds alone, and judge its queries, in fp32 and as the int8 bundle that would be deployed; no
-checkpoint is chosen on them: every run keeps its last one. The other students are demo-student with some keys changed. Quality, not speed.
-What is in DIR already is not made again.
+checkpoint is chosen on them: every run keeps its last one. The other students are demo-student with some keys changed. Several base models
+make several teachers, whose ensemble teaches students that begin as the first of them. Quality, not speed. What is in DIR already is not
+made again.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_ladder import INT8, LAST, int8, slug
+from bench_ladder import INT8, LAST, Ensemble, int8, slug
 from edgerec.training.config import Recipe, load_recipe
 from edgerec.training.data import load_dataset
 from edgerec.training.distill import distill
@@ -28,7 +30,7 @@ from edgerec.training.teacher import Teacher, train_teacher
 from held_out import Outcome, judge, open_folds, random_order, row
 from turns import describe_machine, report
 
-TEACHER = "demo-teacher"
+ENSEMBLE = "ensemble"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ def main() -> None:
     """Make what is missing, judge it, print the table, write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--base-model", type=Path, required=True)
+    parser.add_argument("--base-model", type=Path, action="append", required=True, help="what a teacher begins as; repeatable")
+    parser.add_argument("--teacher", default="demo-teacher", help="the teachers' recipe")
     parser.add_argument("--work", type=Path, required=True, help="where folds and models are kept")
     parser.add_argument("--only", action="append", choices=list(STUDENTS), help="repeatable; default: the first two")
     parser.add_argument("--folds", type=int, default=3)
@@ -86,7 +89,8 @@ def main() -> None:
     for seed in range(options.seed, options.seed + options.runs):
         folds = open_folds(options.data, options.work, options.folds, seed)
         runs.append(one_run(names, folds, seed, options))
-    rows = table(runs, random_order(folds))
+    best = ENSEMBLE if len(options.base_model) > 1 else teacher_name(options.base_model[0], options)
+    rows = table(runs, random_order(folds), best)
     if options.out:
         dataset = load_dataset(options.data).sha256
         content = {"data_sha256": dataset, "folds": options.folds, "seed": options.seed, "runs": options.runs, "rows": rows}
@@ -100,14 +104,22 @@ def one_run(names: Sequence[str], folds: Sequence[Path], seed: int, options: arg
         return Path(options.work / f"{slug(name)}-{seed}-{fold.name}")
 
     taught = [STUDENTS[name].same_as or name for name in names]
+    teachers = {teacher_name(base, options): base for base in options.base_model}
     for fold in folds:
-        if not made(TEACHER, fold).exists():
-            train_teacher([fold], str(options.base_model), last(load_recipe(Path(TEACHER)), seed), made(TEACHER, fold), resume=True)
+        for teacher, base in teachers.items():
+            if not made(teacher, fold).exists():
+                train_teacher([fold], str(base), last(load_recipe(Path(options.teacher)), seed), made(teacher, fold), resume=True)
         for name in taught:
             if not made(name, fold).exists():
-                distill([made(TEACHER, fold)], [fold], last(recipe_of(STUDENTS[name]), seed), made(name, fold), resume=True)
+                recipe = last(recipe_of(STUDENTS[name]), seed)
+                distill([made(teacher, fold) for teacher in teachers], [fold], recipe, made(name, fold), resume=True)
     found = {"BM25": judge(folds, [Bm25(load_dataset(fold)) for fold in folds])}
-    found[TEACHER] = judge(folds, [Teacher.load(made(TEACHER, fold)) for fold in folds])
+    opened = {teacher: [Teacher.load(made(teacher, fold)) for fold in folds] for teacher in teachers}
+    found |= {teacher: judge(folds, scorers) for teacher, scorers in opened.items()}
+    if len(teachers) > 1:
+        of_fold = zip(*opened.values(), strict=True)
+        students = [made(taught[0], fold) for fold in folds]
+        found[ENSEMBLE] = judge(folds, [Ensemble(list(members), one) for members, one in zip(of_fold, students, strict=True)])
     for name, student in zip(names, taught, strict=True):
         kept = STUDENTS[name].state_precision
         found[name] = judge(folds, [StudentScorer.load(made(student, fold), state_precision=kept) for fold in folds])
@@ -116,6 +128,11 @@ def one_run(names: Sequence[str], folds: Sequence[Path], seed: int, options: arg
         with ExitStack() as stack:
             found[name + INT8] = judge(folds, [int8(made(student, fold), fold, stack) for fold in folds])
     return found
+
+
+def teacher_name(base: Path, options: argparse.Namespace) -> str:
+    """The recipe's, and what it began as where there are several."""
+    return options.teacher if len(options.base_model) == 1 else f"{options.teacher} {base.name}"
 
 
 def recipe_of(made: Made) -> Recipe:
@@ -129,7 +146,7 @@ def last(recipe: Recipe, seed: int) -> Recipe:
     return replace(recipe, seed=seed, fit=replace(recipe.fit, eval_every=LAST))
 
 
-def table(runs: Sequence[Mapping[str, Outcome]], random: float) -> list[dict[str, Any]]:
+def table(runs: Sequence[Mapping[str, Outcome]], random: float, teacher: str) -> list[dict[str, Any]]:
     """The report's rows, printed; a query's nDCG is the mean of the runs. Retention is (student - random order) / (teacher - random order),
     and the same of the cross student, where it is there."""
     found = {name: Outcome.mean([run[name] for run in runs]) for name in runs[0]}
@@ -140,7 +157,7 @@ def table(runs: Sequence[Mapping[str, Outcome]], random: float) -> list[dict[str
         name = one["name"]
         one["ndcg_by_run"] = [float(np.nanmean(run[name].ndcg)) for run in runs]
         gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*one["ndcg_difference"]) if "ndcg_difference" in one else "–"
-        one["retention"] = whole[name] / whole[TEACHER]
+        one["retention"] = whole[name] / whole[teacher]
         of_cross = loss = ""
         if "cross" in whole:
             one["of_cross"] = whole[name] / whole["cross"]
