@@ -51,7 +51,7 @@ def device() -> torch.device:
 def has_bf16(kind: str) -> bool:
     """Whether bf16 products are instructions there. oneDNN also says yes where it can only imitate them, at a quarter of fp32's speed."""
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     found = torch.cpu.get_capabilities()
     if found["architecture"] == "x86_64":
         return bool(found["avx512_bf16"] or found["amx_bf16"])
