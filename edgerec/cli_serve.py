@@ -44,6 +44,7 @@ threads = click.option("--threads", type=click.IntRange(min=1), help="Engine thr
     help="For int8 on ort: what has a range of its own, at run time or (static) calibrated.",
 )
 @click.option("--ndcg-drop", type=float, help="Gate: how much nDCG@10 may be lost.  [default: the model's recipe, or the builder's]")
+@click.option("--top-overlap", type=float, help="Gate: the least share of the top rows that stay on top.")
 @click.option("--tau", type=float, help="Gate: the least Kendall tau.")
 @click.option("--nan-count", type=int, help="Gate: how many logits may be NaN.")
 @gpu_options
@@ -55,6 +56,7 @@ def build_engine(
     precision: str,
     activations: str,
     ndcg_drop: float | None,
+    top_overlap: float | None,
     tau: float | None,
     nan_count: int | None,
     as_json: bool,
@@ -73,7 +75,7 @@ def build_engine(
     with needs("build"):
         from .builder import build_engine as run
 
-        given = {"ndcg_drop": ndcg_drop, "tau": tau, "nan_count": nan_count}
+        given = {"ndcg_drop": ndcg_drop, "top_overlap": top_overlap, "tau": tau, "nan_count": nan_count}
         gate = {name: bound for name, bound in given.items() if bound is not None}
         options = read_gpu(backend, **gpu)
         report = run(export, bundle, backend=backend, precision=precision, activations=activations, gate=gate, gpu=options)

@@ -177,6 +177,14 @@ def test_build_engine_reports_parity_and_refuses_to_replace(served: Path) -> Non
     assert "exists" in again.stderr
 
 
+def test_build_engine_takes_every_bound_of_the_gate(served: Path, tmp_path: Path) -> None:
+    bounds = {"ndcg_drop": 0.5, "top_overlap": 0.25, "tau": 0.125, "nan_count": 3}
+    options = [word for name, bound in bounds.items() for word in (f"--{name.replace('_', '-')}", bound)]
+    result = json.loads(ok("build-engine", served / "export", tmp_path / "bundle", *options, "--json").stdout)
+    assert {name: result["tolerance"][name] for name in bounds} == bounds
+    assert run("build-engine", served / "export", tmp_path / "other", "--top-overlap", 1.5).exit_code == 1
+
+
 def test_rank_all_of_a_catalogue_prints_one_line_a_result(served: Path) -> None:
     lines = ok("rank", served / "bundle", "--catalog", served / "catalog", "--query", "red lamp", "--top-k", 3).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["1", "2", "3"]

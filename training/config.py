@@ -240,10 +240,12 @@ class GateSettings:
 
     Attributes
     ----------
-    ndcg_drop : loss of nDCG@10; tau : least Kendall tau; nan_count : logits that may be NaN.
+    ndcg_drop : loss of nDCG@10; top_overlap : least share of the top rows kept on top; tau : least Kendall tau; nan_count : logits that may be
+        NaN.
     """
 
     ndcg_drop: float = -1.0
+    top_overlap: float = -1.0
     tau: float = -1.0
     nan_count: int = -1
 

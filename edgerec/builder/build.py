@@ -105,7 +105,7 @@ def build_engine(
     activations : for int8 on ``ort``, what shares one activation scale: ``token`` (a row's logit does not depend on its batch, and is
         closer to fp32), ``batch`` (faster), ``static`` (ranges from the calibration sample); see `edgerec.builder.quantize.quantize_int8`.
     tolerances : the parity gates; by default `Tolerances` with the bounds that the model's recipe sets (``model.json: gate``).
-    gate : bounds that go before those: ``ndcg_drop``, ``tau``, ``nan_count``.
+    gate : bounds that go before those: ``ndcg_drop``, ``top_overlap``, ``tau``, ``nan_count``.
     gpu : for ``tensorrt``, which is never chosen by itself: buckets, targets, compatibility, the CPU engine beside the plans.
 
     Raises

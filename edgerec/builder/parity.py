@@ -21,7 +21,7 @@ from ..types import Batch
 from .contract import Calibration, Export
 
 CUTOFF = 10
-GATES = {"ndcg_drop": (0.0, 1.0), "tau": (-1.0, 1.0), "nan_count": (0, math.inf)}
+GATES = {"ndcg_drop": (0.0, 1.0), "top_overlap": (0.0, 1.0), "tau": (-1.0, 1.0), "nan_count": (0, math.inf)}
 """Bounds that a recipe or the command line may set, and their ranges."""
 STEP = 0.02
 """What int8 states that are rounded another way may do to a logit; 0.002 was seen of a trained student of six layers."""
@@ -75,7 +75,7 @@ class Tolerances:
         return replace(self, export=max(STEP, self.export), fp32=replace(self.fp32, max_abs_diff=bound))
 
     def with_gate(self, gate: Mapping[str, float], place: str) -> Tolerances:
-        """The same gates, at every precision with the bounds of ``gate`` in place of their own: ``ndcg_drop``, ``tau``, ``nan_count``.
+        """The same gates, at every precision with the bounds of ``gate`` in place of their own; see `GATES`.
 
         Raises
         ------

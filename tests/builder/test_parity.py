@@ -163,16 +163,16 @@ def test_splitting_keeps_every_token_and_cuts_padding(lengths: list[int], size: 
 
 
 def test_a_gate_replaces_its_own_bounds_and_no_others() -> None:
-    changed = Tolerances().with_gate({"ndcg_drop": 0.2, "nan_count": 3}, "here")
+    changed = Tolerances().with_gate({"ndcg_drop": 0.2, "top_overlap": 0.3, "nan_count": 3}, "here")
     for precision in ("fp32", "int8"):
         before, after = Tolerances().of(precision), changed.of(precision)
-        assert (after.ndcg_drop, after.nan_count) == (0.2, 3)
-        assert (after.tau, after.top_overlap, after.max_abs_diff) == (before.tau, before.top_overlap, before.max_abs_diff)
+        assert (after.ndcg_drop, after.top_overlap, after.nan_count) == (0.2, 0.3, 3)
+        assert (after.tau, after.max_abs_diff) == (before.tau, before.max_abs_diff)
     replace(GOOD, nan_count=3).check(replace(LOOSE, nan_count=3), "the engine")
 
 
 @pytest.mark.parametrize(
-    "gate", [{"recall": 0.5}, {"tau": "high"}, {"tau": 1.5}, {"ndcg_drop": -0.1}, {"ndcg_drop": math.nan}, {"tau": True}]
+    "gate", [{"recall": 0.5}, {"tau": "high"}, {"tau": 1.5}, {"top_overlap": 1.1}, {"ndcg_drop": -0.1}, {"ndcg_drop": math.nan}, {"tau": True}]
 )
 def test_a_gate_that_makes_no_sense_is_refused(gate: dict[str, float]) -> None:
     with pytest.raises(BuildError, match="expected ndcg_drop from 0 to 1"):
