@@ -1,7 +1,7 @@
 """What are the students of `make demo` worth on judged queries that they did not see, what does int8 cost them, and what are others worth?
 
     python benchmarks/bench_demo.py --data FOLDER --base-model models/minilm-l6 --work DIR [--only NAME ...]
-    python benchmarks/bench_demo.py --data FOLDER --base-model BASE --base-model MORE --teacher adapt-teacher --work OTHER [--only NAME ...]
+    python benchmarks/bench_demo.py --data FOLDER --base-model A --teacher RECIPE --base-model B --teacher OTHER --work DIR [--only NAME ...]
 
 The queries of FOLDER are dealt out to folds. For each fold the demo's teacher and its students (recipes demo-student-l3, three layers, and
 demo-student, mid-fusion) learn from the other folds alone, and judge its queries, in fp32 and as the int8 bundle that would be deployed; no
@@ -30,7 +30,7 @@ from edgerec.training.teacher import Teacher, train_teacher
 from held_out import Outcome, judge, open_folds, random_order, row
 from turns import describe_machine, report
 
-ENSEMBLE = "ensemble"
+TEACHER, ENSEMBLE = "demo-teacher", "ensemble"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--base-model", type=Path, action="append", required=True, help="what a teacher begins as; repeatable")
-    parser.add_argument("--teacher", default="demo-teacher", help="the teachers' recipe")
+    parser.add_argument("--teacher", action="append", help="the recipe of each, in their order; default: demo-teacher")
     parser.add_argument("--work", type=Path, required=True, help="where folds and models are kept")
     parser.add_argument("--only", action="append", choices=list(STUDENTS), help="repeatable; default: the first two")
     parser.add_argument("--folds", type=int, default=3)
@@ -83,14 +83,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="of everything, folds too, with seeds from --seed on")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    options.teacher = options.teacher or [TEACHER] * len(options.base_model)
     machine = describe_machine()
     names = options.only or ["demo-student-l3", "demo-student"]
     runs: list[dict[str, Outcome]] = []
     for seed in range(options.seed, options.seed + options.runs):
         folds = open_folds(options.data, options.work, options.folds, seed)
         runs.append(one_run(names, folds, seed, options))
-    best = ENSEMBLE if len(options.base_model) > 1 else teacher_name(options.base_model[0], options)
-    rows = table(runs, random_order(folds), best)
+    teachers = list(teachers_of(options))
+    rows = table(runs, random_order(folds), ENSEMBLE if len(teachers) > 1 else teachers[0])
     if options.out:
         dataset = load_dataset(options.data).sha256
         content = {"data_sha256": dataset, "folds": options.folds, "seed": options.seed, "runs": options.runs, "rows": rows}
@@ -104,15 +105,15 @@ def one_run(names: Sequence[str], folds: Sequence[Path], seed: int, options: arg
         return Path(options.work / f"{slug(name)}-{seed}-{fold.name}")
 
     taught = [STUDENTS[name].same_as or name for name in names]
-    teachers = {teacher_name(base, options): base for base in options.base_model}
+    teachers = teachers_of(options)
     for fold in folds:
-        for teacher, base in teachers.items():
+        for teacher, (recipe, base) in teachers.items():
             if not made(teacher, fold).exists():
-                train_teacher([fold], str(base), last(load_recipe(Path(options.teacher)), seed), made(teacher, fold), resume=True)
+                train_teacher([fold], str(base), last(load_recipe(Path(recipe)), seed), made(teacher, fold), resume=True)
         for name in taught:
             if not made(name, fold).exists():
-                recipe = last(recipe_of(STUDENTS[name]), seed)
-                distill([made(teacher, fold) for teacher in teachers], [fold], recipe, made(name, fold), resume=True)
+                settings = last(recipe_of(STUDENTS[name]), seed)
+                distill([made(teacher, fold) for teacher in teachers], [fold], settings, made(name, fold), resume=True)
     found = {"BM25": judge(folds, [Bm25(load_dataset(fold)) for fold in folds])}
     opened = {teacher: [Teacher.load(made(teacher, fold)) for fold in folds] for teacher in teachers}
     found |= {teacher: judge(folds, scorers) for teacher, scorers in opened.items()}
@@ -130,9 +131,10 @@ def one_run(names: Sequence[str], folds: Sequence[Path], seed: int, options: arg
     return found
 
 
-def teacher_name(base: Path, options: argparse.Namespace) -> str:
-    """The recipe's, and what it began as where there are several."""
-    return options.teacher if len(options.base_model) == 1 else f"{options.teacher} {base.name}"
+def teachers_of(options: argparse.Namespace) -> dict[str, tuple[str, Path]]:
+    """Recipe and base model of each, by name."""
+    pairs = list(zip(options.teacher, options.base_model, strict=True))
+    return {Path(recipe).stem + (f" {base.name}" if len(pairs) > 1 else ""): (recipe, base) for recipe, base in pairs}
 
 
 def recipe_of(made: Made) -> Recipe:
