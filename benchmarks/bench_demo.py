@@ -1,7 +1,7 @@
 """What are the students of `make demo` worth on judged queries that they did not see, what does int8 cost them, and what are others worth?
 
     python benchmarks/bench_demo.py --data FOLDER --base-model models/minilm-l6 --work DIR [--only NAME ...]
-    python benchmarks/bench_demo.py --data FOLDER --base-model A --teacher RECIPE --base-model B --teacher OTHER --work DIR [--only NAME ...]
+    python benchmarks/bench_demo.py --data FOLDER --base-model A --teacher RECIPE --base-model B --teacher OTHER --work DIR
 
 The queries of FOLDER are dealt out to folds. For each fold the demo's teacher and its students (recipes demo-student-l3, three layers, and
 demo-student, mid-fusion) learn from the other folds alone, and judge its queries, in fp32 and as the int8 bundle that would be deployed; no
@@ -53,6 +53,7 @@ STUDENTS = {
     "cross": Made(student={"interaction": "cross"}),
     "four layers alone": Made(student={"query_layers": 4}),
     "four layers alone, twice the passes": Made(student={"query_layers": 4}, fit={"epochs": 4}),
+    "four layers alone, closing slowly": Made(student={"query_layers": 4, "closing": 0.5}),
     "four layers alone, more pairs": Made(student={"query_layers": 4, "unlabelled_per_query": 18}),
     "four layers alone, one whole state": Made(student={"query_layers": 4, **WHOLE}),
     "four layers alone, six of the item": Made(student={"query_layers": 4, "item_layers": 6}),

@@ -181,6 +181,7 @@ class StudentSettings:
     states : ``per_layer``: each joint layer reads the item's state of its own height; ``one``: all read the item encoder's top.
     state_width : numbers of one state of one token; 0: as wide as the encoder.
     state_precision : ``fp32``, ``fp16`` or ``int8``, how states are kept; training sees them rounded so.
+    closing : for what share of the steps the two sides still see each other where they must not in the end, less and less; 0: never.
     """
 
     init: str = "teacher"
@@ -198,6 +199,7 @@ class StudentSettings:
     states: str = "per_layer"
     state_width: int = 0
     state_precision: str = "fp32"
+    closing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +242,8 @@ class GateSettings:
 
     Attributes
     ----------
-    ndcg_drop : loss of nDCG@10; top_overlap : least share of the top rows kept on top; tau : least Kendall tau; nan_count : logits that may be
-        NaN.
+    ndcg_drop : loss of nDCG@10; tau : least Kendall tau; nan_count : logits that may be NaN.
+    top_overlap : least share of the top rows that stay on top.
     """
 
     ndcg_drop: float = -1.0
@@ -374,6 +376,10 @@ def _check(recipe: Recipe, place: str) -> None:
             "student: query_layers >= 1, item_layers and state_width >= 0",
         ),
         (student.state_precision in ("fp32", "fp16", "int8"), "student.state_precision is fp32, fp16 or int8"),
+        (
+            0 <= student.closing <= 1 and (student.interaction == "mid" or not student.closing),
+            "student.closing is in [0, 1], and above 0 for interaction mid alone",
+        ),
         (student.buckets >= 1 and 1 <= student.slots <= 256, "student.buckets >= 1, 1 <= slots <= 256"),
     ]
     broken = [message for holds, message in rules if not holds]

@@ -26,6 +26,7 @@ from .data import Dataset
 from .dev import dev_metrics
 from .groups import parameter_groups
 from .loop import Task, discard_run, fit, open_run, seed_everything, set_dropout
+from .mid import MidStudent, view_left
 from .mid_start import item_sample, mid_from_cross
 from .objective import TAUGHT, Answers, loss_terms
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs
@@ -41,12 +42,14 @@ class DistillTask:
 
     def __init__(self, scorer: StudentScorer, train: Pairs, targets: Scores, dev: Pairs, recipe: Recipe) -> None:
         self._scorer, self._train, self._dev, self._settings = scorer, train, dev, recipe.loss
-        self._targets = torch.from_numpy(targets)
+        self._targets, self._closing = torch.from_numpy(targets), recipe.student.closing
         self._augment = augmenter(recipe.augment, item_fields=scorer.text.spec.item_fields, seed=recipe.seed)
         self._table, self._hashed = TokenTable(train, scorer.text), scorer.hash(train)
         self._dev_table, self._dev_hashed = TokenTable(dev, scorer.text), scorer.hash(dev)
 
-    def losses(self, rows: Rows, epoch: int) -> dict[str, Tensor]:
+    def losses(self, rows: Rows, epoch: int, progress: float) -> dict[str, Tensor]:
+        if isinstance(self._scorer.student, MidStudent):
+            self._scorer.student.view = view_left(progress, self._closing)
         table, hashed, places = self._table, self._hashed, rows
         if self._augment:
             changed = self._augment.pairs(self._train, rows, epoch)

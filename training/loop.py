@@ -30,8 +30,8 @@ from .pairs import Rows
 class Task(Protocol):
     """What is learnt: a loss over rows, and a figure of merit on dev."""
 
-    def losses(self, rows: Rows, epoch: int) -> dict[str, Tensor]:
-        """Loss terms by name, weighted; their sum is minimised."""
+    def losses(self, rows: Rows, epoch: int, progress: float) -> dict[str, Tensor]:
+        """Loss terms by name, weighted; their sum is minimised. ``progress`` is the share of the run's steps before this one."""
         ...
 
     def queries(self, rows: Rows) -> Rows:
@@ -64,6 +64,11 @@ def autocast(precision: str) -> AbstractContextManager[Any]:
     if precision == "fp32" or (precision == "auto" and not has_bf16(kind)):
         return nullcontext()
     return torch.autocast(kind, dtype=torch.bfloat16)
+
+
+def few_shapes() -> bool:
+    """Whether forward passes should come in few shapes: under autocast, whose kernels are compiled for each."""
+    return bool(torch.is_autocast_enabled(device().type))
 
 
 def seed_everything(seed: int) -> None:
@@ -160,7 +165,7 @@ def fit(
         for step in range(start, total):
             model.train()
             optimizer.zero_grad(set_to_none=True)
-            terms, loss = _backward(model, task, *schedule[step], settings.precision)
+            terms, loss = _backward(model, task, *schedule[step], step / total, settings.precision)
             if not math.isfinite(loss):
                 raise EdgerecError(
                     f"the loss became {loss} at step {step} of {total}; the last good checkpoint is in {run}. "
@@ -168,7 +173,7 @@ def fit(
                 )
             if settings.attack.kind != "none" and step >= settings.attack.start * total:
                 with perturbed(model, settings.attack):
-                    _backward(model, task, *schedule[step], settings.precision)
+                    _backward(model, task, *schedule[step], step / total, settings.precision)
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimizer.step()
             scheduler.step()
@@ -198,7 +203,7 @@ def fit(
     return {"steps": total, "best_step": int(best["step"]), "dev": dev, "history": history}
 
 
-def _backward(model: nn.Module, task: Task, epoch: int, rows: Rows, precision: str) -> tuple[dict[str, float], float]:
+def _backward(model: nn.Module, task: Task, epoch: int, rows: Rows, progress: float, precision: str) -> tuple[dict[str, float], float]:
     """Add the gradients of one step; its loss terms, and their sum. Of several processes each does its share."""
     held = [p.grad for p in model.parameters()] if workers.count() > 1 else []
     if held:
@@ -207,7 +212,7 @@ def _backward(model: nn.Module, task: Task, epoch: int, rows: Rows, precision: s
     part, found = len(mine) / len(rows), {}
     if len(mine):
         with autocast(precision):
-            terms = task.losses(mine, epoch)
+            terms = task.losses(mine, epoch, progress)
         loss = torch.stack(list(terms.values())).sum() * part
         loss.backward()  # type: ignore[no-untyped-call]
         found = {name: term.item() * part for name, term in terms.items()}

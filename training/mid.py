@@ -11,9 +11,10 @@ folded into the query's side: multi-head latent attention, DeepSeek-V2, arXiv 24
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,12 +23,15 @@ from torch import Tensor, nn
 from edgerec.errors import InputError
 from edgerec.states import PRECISIONS, SMALLEST
 
-from .pairs import HashedRows, Rows, TokenTable, round_up
+from .loop import few_shapes
+from .pairs import HashedRows, Rows, TokenTable, round_up, starts
 from .student import MASKED, FeatureBag, Layer, Student, StudentShape, set_gelu, tensors
 
 STATES = ("per_layer", "one")
 JOINT_ROWS = 32
 """Pairs that one pass through the joint layers takes while training."""
+Sides: TypeAlias = Callable[[Rows, Rows, int, int], tuple[Tensor, Tensor]]
+"""Places of queries and items, int64 [B] each, and how many of their tokens count -> rows [B, R, H] and states [B, T, G * W]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,11 @@ class MidShape(StudentShape):
     def kept_layers(self) -> list[int]:
         """After how many layers of the item encoder a state is kept: one entry for each of the G states of a token."""
         return sorted(set(self.read_layers()))
+
+
+def view_left(progress: float, closing: float) -> float:
+    """How much of what a closed view would see is still there after a share of the steps: from 1 at the start to 0 at ``closing``."""
+    return max(0.0, 1 - progress / closing) if closing else 0.0
 
 
 class JointLayer(Layer):
@@ -111,11 +120,14 @@ class ItemEncoder(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x [U, T, H], additive mask [U, 1, 1, T] -> states [U, T, G * W]."""
-        found = [x] if 0 in self.kept else []
-        for number, layer in enumerate(self.layers):
-            x = layer(x, mask, first_row_only=False)
-            if number + 1 in self.kept:
-                found.append(x)
+        heights = [x]
+        for layer in self.layers:
+            heights.append(layer(heights[-1], mask, first_row_only=False))
+        return self.states(heights)
+
+    def states(self, heights: Sequence[Tensor]) -> Tensor:
+        """The rows after each number of layers, [U, T, H] each -> states [U, T, G * W]."""
+        found = [heights[number] for number in self.kept]
         if self.narrow is not None:
             found = [narrow(state) for narrow, state in zip(self.narrow, found, strict=True)]
         return torch.cat(found, dim=2)
@@ -161,6 +173,8 @@ class MidStudent(nn.Module):
         self.features = FeatureBag(shape) if shape.feature_dim else None
         self.head = nn.Linear(shape.hidden + (shape.feature_hidden if shape.feature_dim else 0), 1)
         self.dropout = nn.Dropout(0.1)
+        self.view = 0.0
+        """What is left, in training, of the sides' view of each other; see `view_left`."""
         set_gelu(self, shape)
 
     def encode_items(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -172,6 +186,28 @@ class MidStudent(nn.Module):
         """``prefix + query + middle``, integers [Q, R] and [Q] -> rows [Q, R, H]."""
         x = self.embeddings(ids, 0, self.shape.query_type)
         return self.query.lower(x, padding_mask(lengths, ids.shape[1], x.dtype))
+
+    def encode_open(self, ids: Tensor, lengths: Tensor, item_ids: Tensor, item_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Integers [B, R], [B], [B, T], [B] -> rows [B, R, H] and states [B, T, G * W] as above, of pairs whose sides still see each other.
+
+        Attention to the other side has ``view`` times its weight, which at 1 makes this the cross-encoder.
+        """
+        rows = [self.embeddings(ids, 0, self.shape.query_type)]
+        heights = [self.embeddings(item_ids, self.shape.item_start, self.shape.item_type)]
+        own, other = (padding_mask(n, part[0].shape[1], part[0].dtype) for n, part in ((lengths, rows), (item_lengths, heights)))
+        less = math.log(self.view)
+        alone, joint = torch.cat([own, other + less], dim=3), torch.cat([own, other], dim=3)
+        for_item = torch.cat([own + less, other], dim=3)
+        for number in range(max(self.shape.query_layers, self.shape.item_layers)):
+            asking: Layer = self.query.layers[number]  # type: ignore[assignment]
+            holding: Layer = self.item.layers[number] if number < self.shape.item_layers else asking  # type: ignore[assignment]
+            x, y = rows[-1], heights[-1]
+            k = torch.cat([asking.split(asking.key(x)), holding.split(holding.key(y))], dim=2)
+            v = torch.cat([asking.split(asking.value(x)), holding.split(holding.value(y))], dim=2)
+            rows.append(asking.attend(x, k, v, alone if number < self.shape.query_layers else joint))
+            if number < self.shape.item_layers:
+                heights.append(holding.attend(y, k, v, for_item))
+        return rows[self.shape.query_layers], self.item.states(heights)
 
     def forward(
         self,
@@ -197,38 +233,64 @@ class MidStudent(nn.Module):
         return as_stored(states, self.shape.state_precision, self.shape.state_width)
 
     def forward_rows(self, table: TokenTable, hashed: HashedRows | None, rows: Rows) -> Tensor:
-        """Logits [P] of the rows, in their order: each item and query among them is encoded once, pairs are joined packed by length."""
+        """Logits [P] of the rows, in their order: each item and query among them is encoded once, pairs are joined packed by length.
+
+        While training with a ``view`` left, every pair is encoded as one.
+        """
         queries, query_of = np.unique(table.pairs.query[rows], return_inverse=True)
         items, item_of = np.unique(table.pairs.item[rows], return_inverse=True)
-        heads = table.padded([table.query_row(number) for number in queries])
-        asking = self.encode_queries(*tensors(*heads))
-        states, item_lengths = self._item_states(table, items)
-        query_lengths = heads[1]
-        order = np.lexsort((item_lengths[item_of], query_lengths[query_of]))
+        multiple = 8 if few_shapes() else 1
+        open_view = self.training and self.view > 0
+        query_lengths, item_lengths, sides = (self._open_sides if open_view else self._sides)(table, queries, items, multiple)
+        keys = (item_lengths[item_of], query_lengths[query_of])
+        order = np.lexsort(keys[::-1] if open_view else keys)
         parts = []
         for start in range(0, len(order), JOINT_ROWS):
             chosen = order[start : start + JOINT_ROWS]
-            filled = np.resize(chosen, round_up(len(chosen)))
+            filled = np.resize(chosen, round_up(len(chosen), multiple))
             q, i = query_of[filled], item_of[filled]
-            width, length = round_up(int(query_lengths[q].max())), round_up(int(item_lengths[i].max()))
-            query_index, item_index, of_query, of_item = tensors(q, i, query_lengths[q], item_lengths[i])
-            # Not by indexing: its gradient is summed in any order where a query or an item comes twice.
-            own, kept = asking[:, :width].index_select(0, query_index), states[:, :length].index_select(0, item_index)
+            width, length = (round_up(int(sizes.max()), multiple) for sizes in (query_lengths[q], item_lengths[i]))
+            own, kept = sides(q, i, width, length)
+            of_query, of_item = tensors(query_lengths[q], item_lengths[i])
             inputs = [own, of_query, kept, of_item]
             if hashed is not None:
                 inputs += tensors(hashed.ids[rows[filled]], hashed.weights[rows[filled]])
             parts.append(self(*inputs)[: len(chosen)])
         return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
 
-    def _item_states(self, table: TokenTable, items: Rows) -> tuple[Tensor, Rows]:
+    def _sides(self, table: TokenTable, queries: Rows, items: Rows, multiple: int) -> tuple[Rows, Rows, Sides]:
+        """Lengths of all queries and items, and what makes both sides of some pairs of them: `encode_queries`, and stored states."""
+        heads = table.padded([table.query_row(number) for number in queries], multiple=multiple)
+        asking = self.encode_queries(*tensors(*heads))
+        states, item_lengths = self._item_states(table, items, multiple)
+
+        def sides(q: Rows, i: Rows, width: int, length: int) -> tuple[Tensor, Tensor]:
+            query_index, item_index = tensors(q, i)
+            # Not by indexing: its gradient is summed in any order where a query or an item comes twice.
+            return asking[:, :width].index_select(0, query_index), states[:, :length].index_select(0, item_index)
+
+        return heads[1], item_lengths, sides
+
+    def _open_sides(self, table: TokenTable, queries: Rows, items: Rows, multiple: int) -> tuple[Rows, Rows, Sides]:
+        """The same while the sides see each other: `encode_open`."""
+        heads = table.padded([table.query_row(number) for number in queries], multiple=multiple)
+        tails = table.padded([table.item_row(number) for number in items], multiple=multiple)
+
+        def sides(q: Rows, i: Rows, width: int, length: int) -> tuple[Tensor, Tensor]:
+            own, states = self.encode_open(*tensors(heads[0][q, :width], heads[1][q], tails[0][i, :length], tails[1][i]))
+            return own, self.stored(states)
+
+        return heads[1], tails[1], sides
+
+    def _item_states(self, table: TokenTable, items: Rows, multiple: int) -> tuple[Tensor, Rows]:
         """Stored states [U, T, G * W] of some items, and their lengths, int64 [U]."""
         held = [table.item_row(number) for number in items]
         lengths = np.array([len(row) for row in held], np.int64)
-        order, longest = np.argsort(lengths, kind="stable"), round_up(int(lengths.max()))
+        order, longest = np.argsort(lengths, kind="stable"), round_up(int(lengths.max()), multiple)
         parts = []
-        for start in range(0, len(order), JOINT_ROWS):
-            chosen = order[start : start + JOINT_ROWS]
-            found = self.encode_items(*tensors(*table.padded([held[place] for place in chosen])))[: len(chosen)]
+        for chosen in np.split(order, starts(lengths[order], size=JOINT_ROWS, few_shapes=few_shapes())[1:]):
+            batch = table.padded([held[place] for place in chosen], multiple=multiple)
+            found = self.encode_items(*tensors(*batch))[: len(chosen)]
             parts.append(nn.functional.pad(self.stored(found), (0, 0, 0, longest - found.shape[1])))
         return torch.cat(parts)[torch.from_numpy(np.argsort(order))], lengths
 

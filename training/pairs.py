@@ -17,6 +17,10 @@ from .config import FitSettings
 from .data import Dataset
 
 Rows = NDArray[np.int64]
+PASS = 96
+"""What a forward and backward pass costs beside its tokens, counted in tokens: it touches every weight's gradient once more."""
+MOST_ROWS = 64
+"""Of a pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,31 +191,31 @@ class TokenTable:
         """The item's side of a row when it does not depend on the query: ``item + suffix``, cut as beside an empty query."""
         return np.concatenate([self._tokens[self._offsets[number] : self._offsets[number + 1]], self.spec.suffix]).astype(np.int32)
 
-    def padded(self, rows: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def padded(self, rows: Sequence[NDArray[np.int32]], *, multiple: int = 8) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Token rows as one batch: ids int64 [B, T] and lengths int64 [B].
 
-        Both sides are rounded up to multiples of 8, as in `forward_batches`; the extra rows are the first ones again.
+        Both sides are rounded up to a multiple, as in `forward_batches`; the extra rows are the first ones again.
         """
-        held = [rows[i % len(rows)] for i in range(round_up(len(rows)))]
+        held = [rows[i % len(rows)] for i in range(round_up(len(rows), multiple))]
         lengths = np.array([len(row) for row in held], np.int64)
-        ids = np.full((len(held), round_up(int(lengths.max()))), self.spec.pad_id, np.int64)
+        ids = np.full((len(held), round_up(int(lengths.max()), multiple)), self.spec.pad_id, np.int64)
         for place, row in enumerate(held):
             ids[place, : len(row)] = row
         return ids, lengths
 
-    def forward_batches(self, rows: Rows, *, size: int = 32) -> list[TokenRows]:
-        """Cut ``rows`` into forward passes of up to ``size`` rows of similar length, so that little is computed for padding.
+    def forward_batches(self, rows: Rows, *, size: int = 32, few_shapes: bool = True) -> list[TokenRows]:
+        """Cut ``rows`` into forward passes of rows of similar length (see `starts`), so that little is computed for padding.
 
-        Both sides of a pass are rounded up to multiples of 8 (the extra rows are copies of its last one, to be ignored): oneDNN compiles
-        its bf16 kernels anew for every shape, seconds each, so shapes must be few.
+        With ``few_shapes`` both sides of a pass are rounded up to multiples of 8; the extra rows are copies of its last one, to be ignored.
         """
         tokens = [self._row(r) for r in rows]
-        order = np.argsort([len(ids) for ids, _ in tokens], kind="stable")
+        lengths = np.array([len(ids) for ids, _ in tokens], np.int64)
+        order = np.argsort(lengths, kind="stable")
+        multiple = 8 if few_shapes else 1
         out = []
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            width = round_up(max(len(tokens[j][0]) for j in chosen))
-            height = round_up(len(chosen))
+        for chosen in np.split(order, starts(lengths[order], size=size, few_shapes=few_shapes)[1:]):
+            width = round_up(int(lengths[chosen[-1]]), multiple)
+            height = round_up(len(chosen), multiple)
             ids = np.full((height, width), self.spec.pad_id, np.int64)
             mask = np.zeros((height, width), np.int64)
             types = np.zeros((height, width), np.int64)
@@ -229,6 +233,27 @@ class TokenTable:
         room = max(spec.max_tokens - len(head) - len(spec.suffix), 0)
         item = self._tokens[self._offsets[i] : self._offsets[i + 1]][:room]
         return np.concatenate([head, item, spec.suffix]).astype(np.int32), len(head)
+
+
+def starts(lengths: Rows, *, size: int, few_shapes: bool) -> list[int]:
+    """Where the forward passes of rows with such lengths, int64 [P] ascending, begin.
+
+    With ``few_shapes`` a pass has ``size`` rows: oneDNN compiles its bf16 kernels anew for every shape, seconds each. Else tokens, padding
+    and `PASS` for each pass are fewest in all.
+    """
+    if few_shapes:
+        return list(range(0, len(lengths), size))
+    cost = np.zeros(len(lengths) + 1)
+    before = np.zeros(len(lengths) + 1, np.int64)
+    for end in range(1, len(lengths) + 1):
+        first = np.arange(max(0, end - MOST_ROWS), end)
+        total = cost[first] + (end - first) * lengths[end - 1] + PASS
+        best = int(np.argmin(total))
+        cost[end], before[end] = total[best], first[best]
+    found = [int(before[-1])]
+    while found[-1]:
+        found.append(int(before[found[-1]]))
+    return found[::-1]
 
 
 def round_up(n: int, multiple: int = 8) -> int:

@@ -113,7 +113,7 @@ def importance(student: Student, task: Task, batches: Iterable[Rows]) -> list[Un
     student.eval()
     for rows in batches:
         student.zero_grad(set_to_none=True)
-        torch.stack(list(task.losses(rows, 0).values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(list(task.losses(rows, 0, 0.0).values())).sum().backward()  # type: ignore[no-untyped-call]
         for layer, units in zip(layers, found, strict=True):
             units.heads[:] += np.abs(_pull(layer.attention_output).reshape(-1, size).sum(1))
             units.columns[:] += np.abs(_pull(layer.output))

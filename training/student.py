@@ -24,7 +24,7 @@ from edgerec.features import FeatureEncoder, FeatureSpec
 from edgerec.text import TextEncoder, TextSpec
 from edgerec.types import Item
 
-from .loop import device
+from .loop import device, few_shapes
 from .pairs import HashedRows, Pairs, Rows, TokenTable, query_pairs
 from .provenance import read_training_json
 
@@ -199,7 +199,7 @@ class Student(nn.Module):
     def forward_rows(self, table: TokenTable, hashed: HashedRows | None, rows: Rows) -> Tensor:
         """Logits [P] of the rows, in their order, through forward passes packed by length."""
         parts, places = [], []
-        for batch in table.forward_batches(rows):
+        for batch in table.forward_batches(rows, few_shapes=few_shapes()):
             inputs = tensors(batch.input_ids, batch.attention_mask, batch.token_type_ids)
             if hashed is not None:
                 chosen = np.resize(rows[batch.rows], len(batch.input_ids))

@@ -25,7 +25,7 @@ from .config import LossSettings, Recipe, recipe_from_json
 from .data import Dataset, load_dataset
 from .dev import dev_metrics
 from .groups import parameter_groups
-from .loop import autocast, device, fit, open_run, seed_everything, set_dropout
+from .loop import autocast, device, few_shapes, fit, open_run, seed_everything, set_dropout
 from .lora import count_parameters, merged, with_lora
 from .objective import JUDGED, Answers, loss_terms
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs, query_pairs
@@ -56,7 +56,7 @@ class Teacher:
     def forward(self, table: TokenTable, rows: Rows) -> Tensor:
         """Raw outputs [P, 1 or K] of the rows, in their order, through forward passes packed by length."""
         parts, places = [], []
-        for batch in table.forward_batches(rows):
+        for batch in table.forward_batches(rows, few_shapes=few_shapes()):
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
             if self._takes_types:
                 inputs["token_type_ids"] = batch.token_type_ids
@@ -95,7 +95,7 @@ class _TeacherTask:
         self._table = TokenTable(train, teacher.encoder)
         self._dev_table = TokenTable(dev, teacher.encoder)
 
-    def losses(self, rows: Rows, epoch: int) -> dict[str, Tensor]:
+    def losses(self, rows: Rows, epoch: int, progress: float) -> dict[str, Tensor]:
         table, places = self._table, rows
         if self._augment:
             table, places = TokenTable(self._augment.pairs(self._train, rows, epoch), self._teacher.encoder), np.arange(len(rows))

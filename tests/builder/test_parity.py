@@ -172,7 +172,8 @@ def test_a_gate_replaces_its_own_bounds_and_no_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "gate", [{"recall": 0.5}, {"tau": "high"}, {"tau": 1.5}, {"top_overlap": 1.1}, {"ndcg_drop": -0.1}, {"ndcg_drop": math.nan}, {"tau": True}]
+    "gate",
+    [{"recall": 0.5}, {"tau": "high"}, {"tau": 1.5}, {"top_overlap": 1.1}, {"ndcg_drop": -0.1}, {"ndcg_drop": math.nan}, {"tau": True}],
 )
 def test_a_gate_that_makes_no_sense_is_refused(gate: dict[str, float]) -> None:
     with pytest.raises(BuildError, match="expected ndcg_drop from 0 to 1"):

@@ -43,6 +43,8 @@ def test_a_shipped_recipe_loads_by_name_and_survives_json(name: str) -> None:
         ("name = 'x'\n[student]\nstates = 'two'", "states"),
         ("name = 'x'\n[student]\nquery_layers = 0", "query_layers"),
         ("name = 'x'\n[student]\nstate_precision = 'int4'", "state_precision"),
+        ("name = 'x'\n[student]\nclosing = 0.5", "closing"),
+        ("name = 'x'\n[student]\ninteraction = 'mid'\nclosing = 1.5", "closing"),
         ("name = ", "TOML"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from edgerec.training.config import LossSettings, StudentSettings
 from edgerec.training.data import load_dataset
 from edgerec.training.distill import distill
-from edgerec.training.mid import MidShape, MidStudent, as_stored
+from edgerec.training.loop import set_dropout
+from edgerec.training.mid import MidShape, MidStudent, as_stored, view_left
 from edgerec.training.mid_start import item_sample, mid_from_cross, reduced_rank
 from edgerec.training.pairs import Pairs, TokenTable, judged_pairs
 from edgerec.training.prune import prune
@@ -62,8 +64,11 @@ def mid_scorer(cross: Student, text: TextEncoder, pairs: Pairs, settings: Studen
     return StudentScorer(student, text, FeatureEncoder(default_spec(buckets=256, slots=8)))
 
 
-def masked_cross(scorer: StudentScorer, cross: Student, query: str, item: Item, lower: int) -> float:
-    """The cross student itself: item rows never see the query, query rows see the item from layer `lower` on."""
+def masked_cross(scorer: StudentScorer, cross: Student, query: str, item: Item, lower: int, closed: float = MASKED) -> float:
+    """The cross student itself: item rows never see the query, query rows see the item from layer `lower` on.
+
+    `closed` is what is added to the attention scores of what is not seen.
+    """
     spec, tower = scorer.text.spec, cross.tower
     head = [*spec.prefix, *scorer.text.encode_query(query), *spec.middle]
     tail = [*scorer.text.encode_items([scorer.text.item_text(item)])[0], *spec.suffix]
@@ -74,9 +79,9 @@ def masked_cross(scorer: StudentScorer, cross: Student, query: str, item: Item, 
     x: Tensor = tower.embedding_norm(tower.word_embeddings(ids) + tower.position_embeddings(positions) + tower.type_embeddings(types))
     for number, layer in enumerate(tower.layers):
         mask = torch.zeros(1, 1, len(positions), len(positions))
-        mask[:, :, len(head) :, : len(head)] = MASKED
+        mask[:, :, len(head) :, : len(head)] = closed
         if number < lower:
-            mask[:, :, : len(head), len(head) :] = MASKED
+            mask[:, :, : len(head), len(head) :] = closed
         x = layer(x, mask, first_row_only=False)
     assert tower.pooler is not None
     pooled = torch.tanh(tower.pooler(x[:, 0]))
@@ -98,6 +103,44 @@ def test_per_layer_states_of_full_width_are_the_cross_encoder_with_a_mask(
         expected = [masked_cross(scorer, cross, query, item, lower) for item in items]
         np.testing.assert_allclose(scorer.score(query, items), expected, atol=1e-5)
         assert np.std(expected) > 1e-3
+
+
+@pytest.mark.parametrize("lower", [1, 2, 3])
+@pytest.mark.parametrize("view", [1.0, 0.25, 1e-30])
+@torch.no_grad()
+def test_a_view_that_closes_goes_from_the_cross_encoder_to_the_mask(
+    cross: Student, text: TextEncoder, pairs: Pairs, lower: int, view: float
+) -> None:
+    scorer = mid_scorer(cross, text, pairs, replace(MID, query_layers=lower))
+    assert isinstance(scorer.student, MidStudent)
+    scorer.student.train()
+    set_dropout(scorer.student, 0.0)
+    scorer.student.view = view
+    places = np.arange(0, len(pairs), 5)
+    seen = scorer.forward(TokenTable(pairs, text), scorer.hash(pairs), places).numpy()
+    asked = [(pairs.query_texts[pairs.query[i]], pairs.items[pairs.item[i]]) for i in places]
+    np.testing.assert_allclose(seen, [masked_cross(scorer, cross, q, i, lower, math.log(view)) for q, i in asked], atol=1e-5)
+    closed = scorer.score_pairs(pairs, places)  # what is served sees nothing of it
+    np.testing.assert_allclose(closed, [masked_cross(scorer, cross, q, i, lower) for q, i in asked], atol=1e-5)
+    assert np.abs(seen - closed).max() > 1e-3 or view < 1e-20
+
+
+@pytest.mark.parametrize("name", ["a shallow item encoder", "one, narrow, int8", "one, of all layers, fp16"])
+@torch.no_grad()
+def test_a_view_that_is_nearly_closed_is_the_student_that_is_served(cross: Student, text: TextEncoder, pairs: Pairs, name: str) -> None:
+    scorer = mid_scorer(cross, text, pairs, replace(MID, **SHAPES[name]))
+    assert isinstance(scorer.student, MidStudent)
+    served = scorer.score_pairs(pairs)
+    scorer.student.train()
+    set_dropout(scorer.student, 0.0)
+    scorer.student.view = 1e-30
+    rows = scorer.forward(TokenTable(pairs, text), scorer.hash(pairs), np.arange(len(pairs))).numpy()
+    np.testing.assert_allclose(rows, served, atol=1e-5)
+
+
+def test_the_view_closes_over_its_share_of_the_steps() -> None:
+    assert [view_left(progress, 0.5) for progress in (0.0, 0.125, 0.25, 0.5, 0.9)] == [1.0, 0.75, 0.5, 0.0, 0.0]
+    assert [view_left(progress, 0.0) for progress in (0.0, 0.5)] == [0.0, 0.0]
 
 
 @torch.no_grad()
@@ -184,6 +227,26 @@ def test_a_mid_student_trains_and_opens_as_it_was(trained: Path, pairs: Pairs) -
     assert isinstance(scorer.student, MidStudent)
     assert dataclasses.asdict(scorer.student.shape) == {**info["student"], "layer_heads": (), "layer_intermediate": ()}
     assert np.isfinite(scorer.score_pairs(pairs)).all()
+
+
+def test_a_view_that_closes_while_training_is_closed_in_the_end(trained: Path, shop: Path, pairs: Pairs, tmp_path: Path) -> None:
+    settings = replace(MID, states="one", state_width=16, state_precision="int8", closing=0.5)
+    seen: list[float] = []
+
+    class Watched(MidStudent):
+        def forward_rows(self, *args: Any) -> Tensor:
+            if self.training:
+                seen.append(self.view)
+            return super().forward_rows(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgerec.training.mid_start.MidStudent", Watched)
+        steps = distill(trained.with_name("teacher"), [shop], tiny_recipe(loss=DISTILL, student=settings), tmp_path / "student")["steps"]
+    assert seen == [view_left(step / steps, 0.5) for step in range(steps)]
+    assert seen[0] == 1.0
+    assert seen[-1] == 0.0
+    closed, never_open = (StudentScorer.load(path) for path in (tmp_path / "student", trained))
+    assert np.abs(closed.score_pairs(pairs) - never_open.score_pairs(pairs)).max() > 1e-6
 
 
 def test_every_weight_of_a_mid_student_learns(cross: Student, text: TextEncoder, pairs: Pairs) -> None:

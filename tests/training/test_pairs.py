@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from edgerec.training.config import FitSettings
 from edgerec.training.data import load_dataset
-from edgerec.training.pairs import Pairs, TokenTable, epoch_batches, judged_pairs
+from edgerec.training.pairs import MOST_ROWS, PASS, Pairs, TokenTable, epoch_batches, judged_pairs, starts
 from fixtures_export import write_tokenizer
 from fixtures_tiny import write_shop
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgerec.errors import InputError
 from edgerec.text import TextEncoder, text_spec_from_tokenizer
@@ -79,14 +82,18 @@ def test_a_curriculum_shows_one_data_set_after_the_other(pairs: Pairs) -> None:
     assert epoch_batches(two, FitSettings(curriculum=("second",)), seed=0, epoch=0, only=["first"])  # a warm-up is not part of it
 
 
-def test_forward_passes_hold_every_row_once_with_its_own_tokens(pairs: Pairs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("few_shapes", [True, False])
+def test_forward_passes_hold_every_row_once_with_its_own_tokens(few_shapes: bool, pairs: Pairs, tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "tokenizer.json")
     spec = text_spec_from_tokenizer(tmp_path / "tokenizer.json", max_tokens=16, max_query_tokens=6, item_fields=["title"])
     table = TokenTable(pairs, TextEncoder(tmp_path / "tokenizer.json", spec))
     rows = np.arange(len(pairs))[::-1]
-    batches = table.forward_batches(rows, size=10)
+    batches = table.forward_batches(rows, size=10, few_shapes=few_shapes)
     assert sorted(np.concatenate([b.rows for b in batches]).tolist()) == list(range(len(pairs)))
     for batch in batches:
+        height, width = batch.input_ids.shape
+        longest = int(batch.attention_mask.sum(axis=1).max())
+        assert (height % 8, width % 8) == (0, 0) if few_shapes else (height, width) == (len(batch.rows), longest)
         for place, row in enumerate(batch.rows):
             alone = table.forward_batches(rows[row : row + 1])[0]
             length = int(alone.attention_mask[0].sum())
@@ -94,3 +101,22 @@ def test_forward_passes_hold_every_row_once_with_its_own_tokens(pairs: Pairs, tm
             assert np.array_equal(batch.input_ids[place, :length], alone.input_ids[0, :length])
             assert np.array_equal(batch.token_type_ids[place, :length], alone.token_type_ids[0, :length])
             assert not batch.attention_mask[place, length:].any()
+
+
+def cost(lengths: list[int], begin: tuple[int, ...]) -> int:
+    ends = [*begin[1:], len(lengths)]
+    return sum((end - start) * lengths[end - 1] + PASS for start, end in zip(begin, ends, strict=True))
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=9).map(lambda lengths: sorted(n * 16 for n in lengths)))
+def test_no_other_cuts_cost_less(lengths: list[int]) -> None:
+    inner = range(1, len(lengths))
+    others = [(0, *chosen) for count in range(len(lengths)) for chosen in combinations(inner, count)]
+    found = starts(np.array(lengths), size=32, few_shapes=False)
+    assert cost(lengths, tuple(found)) == min(cost(lengths, other) for other in others)
+
+
+def test_a_pass_has_a_most_of_rows() -> None:
+    found = starts(np.full(3 * MOST_ROWS + 1, 20), size=32, few_shapes=False)
+    assert len(found) == 4
+    assert max(np.diff([*found, 3 * MOST_ROWS + 1])) <= MOST_ROWS

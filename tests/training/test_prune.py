@@ -86,7 +86,7 @@ class SumTask:
     def __init__(self, student: Student) -> None:
         self.student = student
 
-    def losses(self, rows_: object, epoch: int) -> dict[str, Tensor]:
+    def losses(self, rows_: object, epoch: int, progress: float) -> dict[str, Tensor]:
         return {"sum": (self.student(*rows(epoch)) * torch.arange(1.0, 7.0)).sum()}
 
     def queries(self, rows_: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
@@ -107,7 +107,7 @@ def test_importance_is_the_gradient_of_a_gate_on_each_unit() -> None:
                     whole, losses = linear.weight.clone(), []
                     for gate in (1.001, 0.999):
                         linear.weight[:, unit * width : (unit + 1) * width] *= gate
-                        losses.append(SumTask(student).losses(None, 0)["sum"].item())
+                        losses.append(SumTask(student).losses(None, 0, 0.0)["sum"].item())
                         linear.weight.copy_(whole)
                     assert units[unit] == pytest.approx(abs(losses[0] - losses[1]) / 0.002, rel=0.02, abs=2e-3)
 
