@@ -22,7 +22,7 @@ from ..types import StateBatch
 from .calibrate import Sample
 from .contract import Export
 from .parity import plain_session, split
-from .split import QUERIES, part, split_query
+from .split import QUERIES, map_before_rows, part, split_query
 
 Floats = NDArray[np.float32]
 STATES, SCALES = "states", "state_scales"
@@ -34,12 +34,14 @@ _READING = frozenset({"Cast", "Reshape", "Unsqueeze", "Mul"})
 def cut_mid(export: Export) -> dict[str, bytes]:
     """The three graphs in fp32, by name; ``engine`` still tells queries apart, and takes states as `plain_states` makes it.
 
+    What a query's rows go through first, before they meet an item, ``engine`` computes once a query.
+
     Raises
     ------
     BuildError : the ranker is not built as an exporter builds it.
     """
     query, joint = split_query(export.graph)
-    return {"query": query, "engine": plain_states(joint), "items": export.item_graph}
+    return {"query": query, "engine": plain_states(map_before_rows(joint)), "items": export.item_graph}
 
 
 def plain_states(graph: bytes) -> bytes:
@@ -122,7 +124,8 @@ def emulated_mid(
         states = spec.restore(batch.states, batch.scales)
         if states.shape[1] == batch.query_ids.shape[1]:  # so that a value's sides tell whose tokens it has
             states = np.pad(states, ((0, 0), (0, 1), (0, 0)))
-        masks = [_real(batch.query_ids.shape[1], batch.query_lengths)[batch.query_index], _real(states.shape[1], batch.item_lengths)]
+        asking = _real(batch.query_ids.shape[1], batch.query_lengths)
+        masks = [asking[batch.query_index], asking, _real(states.shape[1], batch.item_lengths)]
         return run("engine", "logits", ({**feeds, STATES: states}, masks))
 
     return MidRunner(export.model, export.limits, encode, rank, backend="tensorrt", precision=precision, close=lambda: None, ask=ask)

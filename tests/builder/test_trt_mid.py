@@ -17,6 +17,7 @@ from edgerec.builder import GpuOptions, build_engine
 from edgerec.builder import trt as builder
 from edgerec.builder.contract import Export, read_export
 from edgerec.builder.parity import plain_session, split
+from edgerec.builder.split import QUERIES
 from edgerec.builder.trt_mid import cut_mid, one_query, plain_states, sample_mid
 from edgerec.builder.trt_parts import make_parts, sizes_of
 from edgerec.bundle import verify_bundle
@@ -65,6 +66,14 @@ def test_the_cut_graphs_give_the_logits_of_the_exported_ranker(export: Export) -
     found = plain_session(graph).run(["logits"], cut)[0]
     np.testing.assert_allclose(found, plain_session(export.graph).run(["logits"], exported)[0], atol=1e-4)
     assert np.std(found) > 0.01
+
+
+def test_a_query_is_mapped_once_and_not_for_every_candidate(export: Export) -> None:
+    nodes = onnx.load_model_from_string(one_query(cut_mid(export)["engine"])).graph.node
+    products = [node for node in nodes if node.op_type == "MatMul"]
+    rows = {node.output[0] for node in nodes if node.op_type in ("Gather", "GatherND") and node.input[0] == QUERIES}
+    assert len([node for node in products if node.input[0] == QUERIES]) >= 2
+    assert [node.name for node in products if node.input[0] in rows] == []
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
