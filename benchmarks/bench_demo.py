@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--teacher", action="append", help="the recipe of each, in their order; default: demo-teacher")
     parser.add_argument("--work", type=Path, required=True, help="where folds and models are kept")
     parser.add_argument("--only", action="append", choices=list(STUDENTS), help="repeatable; default: the first two")
+    parser.add_argument("--teachers-only", action="store_true", help="no students, and so no ensemble, which is calibrated for them")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the folds and of every run")
     parser.add_argument("--runs", type=int, default=1, help="of everything, folds too, with seeds from --seed on")
@@ -87,13 +88,13 @@ def main() -> None:
     options = parser.parse_args()
     options.teacher = options.teacher or [TEACHER] * len(options.base_model)
     machine = describe_machine()
-    names = options.only or ["demo-student-l3", "demo-student"]
+    names = [] if options.teachers_only else options.only or ["demo-student-l3", "demo-student"]
     runs: list[dict[str, Outcome]] = []
     for seed in range(options.seed, options.seed + options.runs):
         folds = open_folds(options.data, options.work, options.folds, seed)
         runs.append(one_run(names, folds, seed, options))
-    teachers = list(teachers_of(options))
-    rows = table(runs, random_order(folds), ENSEMBLE if len(teachers) > 1 else teachers[0])
+    best = ENSEMBLE if ENSEMBLE in runs[0] else next(iter(teachers_of(options)))
+    rows = table(runs, random_order(folds), best)
     if options.out:
         dataset = load_dataset(options.data).sha256
         content = {"data_sha256": dataset, "folds": options.folds, "seed": options.seed, "runs": options.runs, "rows": rows}
@@ -119,7 +120,7 @@ def one_run(names: Sequence[str], folds: Sequence[Path], seed: int, options: arg
     found = {"BM25": judge(folds, [Bm25(load_dataset(fold)) for fold in folds])}
     opened = {teacher: [Teacher.load(made(teacher, fold)) for fold in folds] for teacher in teachers}
     found |= {teacher: judge(folds, scorers) for teacher, scorers in opened.items()}
-    if len(teachers) > 1:
+    if len(teachers) > 1 and taught:
         of_fold = zip(*opened.values(), strict=True)
         students = [made(taught[0], fold) for fold in folds]
         found[ENSEMBLE] = judge(folds, [Ensemble(list(members), one) for members, one in zip(of_fold, students, strict=True)])
