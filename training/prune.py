@@ -31,6 +31,8 @@ from .vocabulary import prune_vocabulary
 
 BLOCK = 8
 """FFN columns leave in blocks of so many: an odd width costs as much as the next multiple of the vector unit."""
+ROUNDING = 1e-8
+"""A loss below this is what rounding leaves of none: the same rows, in other passes, score a little otherwise."""
 Scores = NDArray[np.float64]
 
 
@@ -106,19 +108,22 @@ def prune(
 
 
 def importance(student: Student, task: Task, batches: Iterable[Rows]) -> list[Units]:
-    """Importance of every head and column, summed over training steps, without dropout. Raises InputError if all is 0."""
+    """Importance of every head and column, summed over training steps, without dropout. Raises InputError if nothing matters."""
     layers: list[Any] = list(student.tower.layers)
     size = student.shape.head_size
     found = [Units(np.zeros(layer.heads), np.zeros(layer.output.in_features)) for layer in layers]
     student.eval()
+    largest = 0.0
     for rows in batches:
         student.zero_grad(set_to_none=True)
-        torch.stack(list(task.losses(rows, 0, 0.0).values())).sum().backward()  # type: ignore[no-untyped-call]
+        loss = torch.stack(list(task.losses(rows, 0, 0.0).values())).sum()
+        largest = max(largest, abs(loss.item()))
+        loss.backward()  # type: ignore[no-untyped-call]
         for layer, units in zip(layers, found, strict=True):
             units.heads[:] += np.abs(_pull(layer.attention_output).reshape(-1, size).sum(1))
             units.columns[:] += np.abs(_pull(layer.output))
     student.zero_grad(set_to_none=True)
-    if not any(units.heads.any() or units.columns.any() for units in found):
+    if largest < ROUNDING:
         raise InputError(
             "no head or column matters to the loss: a student that is its own teacher has nothing to learn from loss.mse alone; "
             "give loss.bce or loss.listwise a weight, or name a --teacher"

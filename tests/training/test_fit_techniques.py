@@ -62,12 +62,12 @@ def test_each_switch_changes_the_weights_and_a_killed_run_resumes_to_the_same_on
     whole = module._TeacherTask.losses
     calls = 0
 
-    def dies(self: Any, rows: Any, epoch: int) -> Any:
+    def dies(self: Any, rows: Any, epoch: int, progress: float) -> Any:
         nonlocal calls
         calls += 1
         if calls > 5:  # within step 3 to 5, whether a step asks once or twice
             raise KeyboardInterrupt
-        return whole(self, rows, epoch)
+        return whole(self, rows, epoch, progress)
 
     monkeypatch.setattr(module._TeacherTask, "losses", dies)
     with pytest.raises(KeyboardInterrupt):

@@ -72,12 +72,12 @@ def test_a_killed_run_resumed_gives_the_weights_of_an_unbroken_one(
     whole = module._TeacherTask.losses
     calls = 0
 
-    def dies(self: object, rows: object, epoch: int) -> object:
+    def dies(self: object, rows: object, epoch: int, progress: float) -> object:
         nonlocal calls
         calls += 1
         if calls > killed_at:
             raise KeyboardInterrupt
-        return whole(self, rows, epoch)  # type: ignore[arg-type]
+        return whole(self, rows, epoch, progress)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module._TeacherTask, "losses", dies)
     out = tmp_path / "t"

@@ -103,7 +103,7 @@ def test_no_dev_judgement_reaches_the_warm_up(base: str, dataset: Dataset) -> No
 
 
 def fitted(steps: int, **parts: object) -> object:
-    fit = FitSettings(epochs=100, batch_size=24, max_steps=steps, eval_every=steps, learning_rate=5e-3, precision="fp32")
+    fit = FitSettings(epochs=100, batch_size=24, max_steps=steps, eval_every=steps, learning_rate=5e-3, precision="fp32", dropout=0.0)
     return tiny_recipe(fit=fit, **parts)
 
 
@@ -127,9 +127,9 @@ def test_the_warm_up_comes_first_and_once(base: str, shop: Path, dataset: Datase
     seen: list[set[str]] = []
     whole = module._TeacherTask.losses
 
-    def watched(self: module._TeacherTask, rows: module.Rows, epoch: int) -> object:
+    def watched(self: module._TeacherTask, rows: module.Rows, epoch: int, progress: float) -> object:
         seen.append({self._train.names[i] for i in self._train.dataset[rows].tolist()})
-        return whole(self, rows, epoch)
+        return whole(self, rows, epoch, progress)
 
     monkeypatch.setattr(module._TeacherTask, "losses", watched)
     recipe = replace(fitted(0, warm_up=WarmUpSettings(span_queries=20)), fit=FitSettings(epochs=2, batch_size=24, precision="fp32"))  # type: ignore[type-var]
