@@ -51,7 +51,6 @@ STUDENTS = {
     "demo-student-l3": Made("demo-student-l3"),
     "demo-student": Made(),
     "cross": Made(student={"interaction": "cross"}),
-    "cross, a third of the made queries": Made(student={"interaction": "cross", "span_queries": 500}),
     "four layers alone": Made(student={"query_layers": 4}),
     "four layers alone, twice the passes": Made(student={"query_layers": 4}, fit={"epochs": 4}),
     "four layers alone, closing slowly": Made(student={"query_layers": 4, "closing": 0.5}),

@@ -123,7 +123,7 @@ def importance(student: Student, task: Task, batches: Iterable[Rows]) -> list[Un
             units.heads[:] += np.abs(_pull(layer.attention_output).reshape(-1, size).sum(1))
             units.columns[:] += np.abs(_pull(layer.output))
     student.zero_grad(set_to_none=True)
-    if largest < ROUNDING:
+    if largest < ROUNDING or not any(units.heads.any() or units.columns.any() for units in found):
         raise InputError(
             "no head or column matters to the loss: a student that is its own teacher has nothing to learn from loss.mse alone; "
             "give loss.bce or loss.listwise a weight, or name a --teacher"
