@@ -2,8 +2,9 @@
 
     python benchmarks/bench_ladder.py --general homedepot --data crowdflower --teacher BASE [--teacher MORE] --work DIR [--only NAME ...]
 
-1. Teachers that were trained on the general data sets teach one student a rung there.
-2. For each fold of ``--data`` every teacher learns the shop (recipe ``adapt-teacher``), and each rung's student learns on with them
+1. Teachers that were trained on the general data sets teach one student a rung there. It begins as the first teacher, or as ``--init``
+   where that is no BERT.
+2. For each fold of ``--data`` every teacher learns the shop (recipe ``--adapt``), and each rung's student learns on with them
    (``adapt-student``).
 3. Each fold's dev queries are judged by the fold's models, in fp32 and as the int8 bundle that would be deployed.
 
@@ -64,16 +65,20 @@ class Rung:
 
 
 BARE = {"features": False}
+TWICE = {"unlabelled_per_query": 12, "span_queries": 2000}
 RUNGS = {
     "L6": Rung("student-l6"),
+    "L6, twice the pairs": Rung("student-l6", shop=TWICE, like="L6"),
     "L6 without features": Rung("student-l6", BARE),
     "L6 pruned": Rung("prune-l6", like="L6"),
     "L6 with the shop's tokens": Rung("prune-l6", like="L6"),
     "L3": Rung("student-l3"),
+    "L3, twice the pairs": Rung("student-l3", shop=TWICE, like="L3"),
     "L3 without features": Rung("student-l3", BARE),
     "L3 without unjudged pairs": Rung("student-l3", shop={"unlabelled_per_query": 0, "span_queries": 0}, like="L3"),
     "L3 without first-stage pairs": Rung("student-l3", shop={"unlabelled_per_query": 0}, like="L3"),
     "2 x 128": Rung("student-l2-128"),
+    "2 x 128, twice the pairs": Rung("student-l2-128", shop=TWICE, like="2 x 128"),
     "2 x 128, six times the pairs": Rung("student-l2-128", shop={"unlabelled_per_query": 60, "span_queries": 10_000}, like="2 x 128"),
     "2 x 128 without features": Rung("student-l2-128", BARE),
     "L6 mid": Rung("student-mid-l6"),
@@ -109,6 +114,8 @@ def main() -> None:
     parser.add_argument("--general", type=Path, action="append", required=True, help="a data folder; repeatable")
     parser.add_argument("--data", type=Path, required=True, help="the shop whose queries are dealt out to folds")
     parser.add_argument("--teacher", type=Path, action="append", required=True, help="folder of `edgerec train`; repeatable")
+    parser.add_argument("--adapt", type=Path, default=Path("adapt-teacher"), help="the recipe by which teachers learn the shop")
+    parser.add_argument("--init", default="teacher", help="what a student of the first teacher's shape begins as; its folder")
     parser.add_argument("--work", type=Path, required=True, help="where folds and models are kept")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the folds and of every run")
@@ -156,8 +163,10 @@ def general_student(name: str, options: argparse.Namespace) -> Path:
         return out
     rung = RUNGS[name]
     recipe = last(load_recipe(Path(rung.recipe)), options)
-    recipe = replace(recipe, fit=replace(recipe.fit, epochs=min(recipe.fit.epochs, 2), dropout=0.0))
-    recipe = replace(recipe, student=replace(recipe.student, **UNJUDGED, **rung.general))
+    fresh = options.init != "teacher"  # it has not learnt to rank
+    recipe = replace(recipe, fit=replace(recipe.fit, epochs=2 if fresh else min(recipe.fit.epochs, 2), dropout=0.0))
+    init = options.init if recipe.student.init == "teacher" else recipe.student.init
+    recipe = replace(recipe, student=replace(recipe.student, init=init, **UNJUDGED, **rung.general))
     distill(options.teacher, options.general, recipe, out, resume=True)
     return out
 
@@ -166,7 +175,7 @@ def shop_teacher(number: int, fold: Path, options: argparse.Namespace) -> Path:
     """One of the teachers, after it has learnt the fold's shop."""
     out: Path = options.work / f"teacher-{options.seed}-{number}-{fold.name}"
     if not out.exists():
-        train_teacher([fold], str(options.teacher[number]), last(load_recipe(Path("adapt-teacher")), options), out, resume=True)
+        train_teacher([fold], str(options.teacher[number]), last(load_recipe(options.adapt), options), out, resume=True)
     return out
 
 

@@ -46,6 +46,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "description too": {"text": {"item_fields": ["title", "text"], "max_tokens": 96}},
     "layer-wise rates": {"fit": {"layer_decay": 0.8}},
     "moving average": {"fit": {"ema": 0.99}},
+    "half of the first weights": {"fit": {"start_share": 0.5}},
     LONGER: {},
     "LoRA, rank 8": {"fit": {"learning_rate": 1e-3, "lora": {"rank": 8}}},
 }

@@ -1,4 +1,4 @@
-"""The moving average of a model's weights, kept beside them."""
+"""Averages of a model's weights, kept beside them: over its steps, and with those that it began with."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from torch import Tensor, nn
 
 
 class Average:
-    """Exponential moving average of all parameters: calmer than the last step, and often better.
+    """Exponential moving average of all parameters: calmer than the last step, and often better; and ``start_share`` parts of the weights
+    that the model has now, where a run begins: what a model of other shops knows is worth keeping when it learns one.
 
-    The decay grows from 0 towards ``decay`` as ``(1 + steps) / (10 + steps)``, so that a short run does not keep its first weights.
+    The decay grows from 0 towards ``decay`` as ``(1 + steps) / (10 + steps)``, so that a short run does not keep its first weights; a
+    ``decay`` of 0 is the last step's weights.
 
-    Source: Polyak and Juditsky, Acceleration of stochastic approximation by averaging, 1992; the growing decay is TensorFlow's.
+    Sources: Polyak and Juditsky, Acceleration of stochastic approximation by averaging, 1992; the growing decay is TensorFlow's. Wortsman
+    et al., Robust fine-tuning of zero-shot models, arXiv 2109.01903, mix the first weights in.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self._model, self._decay, self._steps = model, decay, 0
+    def __init__(self, model: nn.Module, decay: float, start_share: float = 0.0) -> None:
+        self._model, self._decay, self._start_share, self._steps = model, decay, start_share, 0
         self._values = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self._start = {name: p.detach().clone() for name, p in model.named_parameters()} if start_share else {}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -33,7 +37,8 @@ class Average:
     def in_place(self) -> Iterator[None]:
         """Inside the block the model has the averaged weights."""
         own = {name: p.detach().clone() for name, p in self._model.named_parameters()}
-        self._put(self._values)
+        mixed = {name: self._values[name].lerp(start, self._start_share) for name, start in self._start.items()}
+        self._put(mixed or self._values)
         try:
             yield
         finally:

@@ -75,6 +75,7 @@ class FitSettings:
     precision : ``auto`` takes bf16 autocast where the processor has it, else ``fp32``; ``bf16`` insists.
     layer_decay : each layer learns at this share of the rate of the one above it, see `edgerec.training.groups`; 1 is one rate for all.
     ema : decay of the moving average of the weights, which is evaluated and kept in their stead; 0 keeps the weights themselves.
+    start_share : share of the weights that the run begins with in those that are evaluated and kept, for a model that ranked before.
     attack : adversarial steps.
     lora : low-rank adaptation; it wants a learning rate several times that of full fine-tuning.
     """
@@ -95,6 +96,7 @@ class FitSettings:
     curriculum: tuple[str, ...] = ()
     layer_decay: float = 1.0
     ema: float = 0.0
+    start_share: float = 0.0
     attack: AttackSettings = field(default_factory=AttackSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
 
@@ -338,6 +340,8 @@ def _check(recipe: Recipe, place: str) -> None:
         (loss.classes != 1 and loss.classes >= 0, "loss.classes is 0 (one logit) or at least 2"),
         (loss.temperature > 0, "loss.temperature must be above 0"),
         (0 < fit.layer_decay <= 1 and 0 <= fit.ema < 1, "fit.layer_decay is in (0, 1], fit.ema in [0, 1)"),
+        (0 <= fit.start_share < 1, "fit.start_share is in [0, 1)"),
+        (not (fit.start_share and fit.lora.rank), "fit.start_share mixes whole weights, which fit.lora does not train"),
         (
             fit.attack.kind in ("none", "fgm", "awp") and fit.attack.epsilon > 0 and 0 <= fit.attack.start < 1,
             "fit.attack: kind is none, fgm or awp, epsilon above 0, start in [0, 1)",

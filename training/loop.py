@@ -121,7 +121,7 @@ def fit(
     seed: int,
     progress: bool,
 ) -> dict[str, Any]:
-    """Minimise ``task``'s losses; leave the best weights in ``model`` (of the moving average, where ``settings.ema`` asks for one).
+    """Minimise ``task``'s losses; leave the best weights in ``model``, averaged where ``settings.ema`` or ``settings.start_share`` say so.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def fit(
     optimizer = torch.optim.AdamW(list(groups), weight_decay=settings.weight_decay, fused=True)
     warm = max(1, round(total * settings.warmup))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / warm, max(0.0, (total - s) / max(1, total - warm))))
-    average = Average(model, settings.ema) if settings.ema else None
+    average = Average(model, settings.ema, settings.start_share) if settings.ema or settings.start_share else None
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler} | ({"average": average} if average else {})
     state = _Checkpoint(run / "checkpoint.pt", identity, parts)
     start, best, history = state.load()

@@ -29,6 +29,7 @@ TECHNIQUES = {
     "pairwise": tiny_recipe(loss=LossSettings(bce=0.0, pairwise=1.0, pairwise_by_margin=True)),
     "layer_decay": tiny_recipe(fit=replace(FIT, layer_decay=0.5)),
     "ema": tiny_recipe(fit=replace(FIT, ema=0.9)),
+    "start_share": tiny_recipe(fit=replace(FIT, start_share=0.4)),
     "dropout": tiny_recipe(fit=replace(FIT, dropout=0.0)),
     "r_drop": tiny_recipe(loss=LossSettings(r_drop=1.0)),
     "fgm": tiny_recipe(fit=replace(FIT, attack=AttackSettings("fgm", epsilon=1.0))),
@@ -146,6 +147,16 @@ def test_the_average_is_what_its_formula_says_and_gives_the_weights_back() -> No
     again.load_state_dict(average.state_dict())
     with again.in_place():
         torch.testing.assert_close(model.weight, torch.full((1, 2), expected))
+
+
+def test_the_first_weights_have_their_share_of_what_a_run_leaves(base: str, shop: Path, tmp_path: Path) -> None:
+    once = replace(FIT, eval_every=1000)
+    for name, share in (("plain", 0.0), ("mixed", 0.25)):
+        train_teacher([shop], base, tiny_recipe(fit=replace(once, start_share=share)), tmp_path / name)
+    plain, mixed = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "mixed"))
+    first = load_file(Path(base) / "model.safetensors")
+    for name, value in first.items():
+        torch.testing.assert_close(mixed["bert." + name], 0.25 * value + 0.75 * plain["bert." + name])
 
 
 def test_layers_learn_more_slowly_the_deeper_they_lie(tiny: nn.Module) -> None:
