@@ -29,6 +29,7 @@ def main() -> None:
     """Print the table; write the report, if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, action="append", required=True, help="a data folder; repeatable")
+    parser.add_argument("--min-judged", type=int, default=2, help="shorter lists are left out")
     parser.add_argument("--samples", type=int, default=100, help="of the bootstrap")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -38,9 +39,10 @@ def main() -> None:
     for folder in options.data:
         dataset = load_dataset(folder)
         twins, rng = same_titles(dataset), np.random.default_rng(options.seed)
-        found = np.array(
-            [second_judge(dataset, [twins[i] for i in rng.integers(len(twins), size=len(twins))], rng) for _ in range(options.samples)]
-        )
+        lists = [np.array(list(one.values())) for split in dataset.qrels.values() for one in split.values()]
+        lists = [one for one in lists if len(one) >= options.min_judged]
+        drawn = [[twins[i] for i in rng.integers(len(twins), size=len(twins))] for _ in range(options.samples)]
+        found = np.array([second_judge(dataset, lists, one, rng) for one in drawn])
         middle, low, high = found.mean(axis=0), *np.percentile(found, (2.5, 97.5), axis=0)
         same = float(np.mean([agreement(one) for one in twins]))
         rows.append({"data": dataset.name, "data_sha256": dataset.sha256, "titles": len(twins), "same_grade": same})
@@ -48,7 +50,13 @@ def main() -> None:
         figures = " | ".join(f"{middle[i]:.3f} [{low[i]:.3f}, {high[i]:.3f}]" for i in range(2))
         print(f"| {dataset.name} | {len(twins)} | {same:.0%} | {figures} |")
     if options.out:
-        report("edgerec-bench-judges", describe_machine(), ("numpy",), {"seed": options.seed, "rows": rows}, options.out)
+        report(
+            "edgerec-bench-judges",
+            describe_machine(),
+            ("numpy",),
+            {"seed": options.seed, "min_judged": options.min_judged, "rows": rows},
+            options.out,
+        )
 
 
 def same_titles(dataset: Dataset) -> list[Grades]:
@@ -67,27 +75,21 @@ def agreement(grades: Grades) -> float:
     return float(((grades[:, None] == grades).sum() - n) / (n * (n - 1)))
 
 
-def second_judge(dataset: Dataset, twins: list[Grades], rng: np.random.Generator) -> tuple[float, float]:
+def second_judge(dataset: Dataset, lists: list[Grades], twins: list[Grades], rng: np.random.Generator) -> tuple[float, float]:
     """nDCG@10 and AUC of the lists' own grades before one draw of second grades. A grade that no twin has is its own second."""
     seconds: dict[float, list[tuple[float, float]]] = defaultdict(list)
     for grades in twins:
         for i, first in enumerate(grades.tolist()):
             seconds[first] += [(other, 1 / (len(grades) - 1)) for other in np.delete(grades, i).tolist()]
-    chances = {}
-    for first, drawn in seconds.items():
+    first = np.concatenate(lists)
+    second = first.copy()
+    for grade, drawn in seconds.items():
         values, weights = np.array(drawn).T
-        chances[first] = values, weights / weights.sum()
-    quality, firsts, others = [], [], []
-    for judged in (one for split in dataset.qrels.values() for one in split.values() if len(one) > 1):
-        first = np.array(list(judged.values()))
-        other = first.copy()
-        for grade, (values, weights) in chances.items():
-            other[first == grade] = rng.choice(values, (first == grade).sum(), p=weights)
-        order = first + 1e-6 * rng.random(len(first))
-        quality.append(ndcg(gain(other, dataset.grade_min), order, 10))
-        firsts.append(order)
-        others.append(other)
-    return float(np.nanmean(quality)), auc(np.concatenate(others) >= relevant_from(dataset), np.concatenate(firsts))
+        second[first == grade] = rng.choice(values, (first == grade).sum(), p=weights / weights.sum())
+    order = first + 1e-6 * rng.random(len(first))
+    ends = np.cumsum([len(one) for one in lists])[:-1]
+    quality = [ndcg(gain(one, dataset.grade_min), o, 10) for one, o in zip(np.split(second, ends), np.split(order, ends), strict=True)]
+    return float(np.nanmean(quality)), auc(second >= relevant_from(dataset), order)
 
 
 if __name__ == "__main__":
