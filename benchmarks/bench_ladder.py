@@ -56,30 +56,32 @@ class Rung:
     recipe : the shipped one that makes the general student.
     general, shop : keys of ``[student]`` that differ from the recipes', there and where it learns the shop.
     like : the rung whose general student it shares.
+    taught_by : the rung that scores its pairs in the shop; empty: the teachers.
     """
 
     recipe: str
     general: Mapping[str, Any] = field(default_factory=dict)
     shop: Mapping[str, Any] = field(default_factory=dict)
     like: str = ""
+    taught_by: str = ""
 
 
 BARE = {"features": False}
-TWICE = {"unlabelled_per_query": 12, "span_queries": 2000}
+SIX_TIMES = {"unlabelled_per_query": 60, "span_queries": 10_000}
+FIVE_TIMES = {"unlabelled_per_query": 30, "span_queries": 5000}
 RUNGS = {
     "L6": Rung("student-l6"),
-    "L6, twice the pairs": Rung("student-l6", shop=TWICE, like="L6"),
     "L6 without features": Rung("student-l6", BARE),
     "L6 pruned": Rung("prune-l6", like="L6"),
     "L6 with the shop's tokens": Rung("prune-l6", like="L6"),
     "L3": Rung("student-l3"),
-    "L3, twice the pairs": Rung("student-l3", shop=TWICE, like="L3"),
+    "L3, five times the pairs by L6": Rung("student-l3", shop=FIVE_TIMES, like="L3", taught_by="L6"),
     "L3 without features": Rung("student-l3", BARE),
     "L3 without unjudged pairs": Rung("student-l3", shop={"unlabelled_per_query": 0, "span_queries": 0}, like="L3"),
     "L3 without first-stage pairs": Rung("student-l3", shop={"unlabelled_per_query": 0}, like="L3"),
     "2 x 128": Rung("student-l2-128"),
-    "2 x 128, twice the pairs": Rung("student-l2-128", shop=TWICE, like="2 x 128"),
-    "2 x 128, six times the pairs": Rung("student-l2-128", shop={"unlabelled_per_query": 60, "span_queries": 10_000}, like="2 x 128"),
+    "2 x 128, six times the pairs": Rung("student-l2-128", shop=SIX_TIMES, like="2 x 128"),
+    "2 x 128, five times the pairs by L6": Rung("student-l2-128", shop=FIVE_TIMES, like="2 x 128", taught_by="L6"),
     "2 x 128 without features": Rung("student-l2-128", BARE),
     "L6 mid": Rung("student-mid-l6"),
     "L6 mid, four layers alone": Rung("student-mid-l6", {"query_layers": 4}),
@@ -125,14 +127,12 @@ def main() -> None:
     options = parser.parse_args()
     machine = describe_machine()
     names = [name for name in RUNGS if name in (options.only or RUNGS)]
-    general = {name: general_student(RUNGS[name].like or name, options) for name in names}
+    general = {name: general_student(name, options) for name in names}
     if options.general_only:
         return
     folds = open_folds(options.data, options.work, options.folds, options.seed)
     teachers = [[shop_teacher(number, fold, options) for number in range(len(options.teacher))] for fold in folds]
-    students = {
-        name: [shop_student(name, general[name], fold, t, options) for fold, t in zip(folds, teachers, strict=True)] for name in names
-    }
+    students = {name: [shop_student(name, fold, t, options) for fold, t in zip(folds, teachers, strict=True)] for name in names}
     found = judged(folds, teachers, students, options)
     random = random_order(folds)
     rows = [ladder_row(name, found, random, general.get(name.removesuffix(INT8))) for name in found]
@@ -158,6 +158,7 @@ def main() -> None:
 
 def general_student(name: str, options: argparse.Namespace) -> Path:
     """The rung's student, taught on the general data sets."""
+    name = RUNGS[name].like or name
     out: Path = options.work / f"general-{slug(name)}-{options.seed}"
     if out.exists():
         return out
@@ -179,17 +180,20 @@ def shop_teacher(number: int, fold: Path, options: argparse.Namespace) -> Path:
     return out
 
 
-def shop_student(name: str, general: Path, fold: Path, teachers: list[Path], options: argparse.Namespace) -> Path:
+def shop_student(name: str, fold: Path, teachers: list[Path], options: argparse.Namespace) -> Path:
     """The rung's student, after it has learnt the fold's shop."""
     out: Path = options.work / f"{slug(name)}-{options.seed}-{fold.name}"
     if out.exists():
         return out
     rung = RUNGS[name]
     if name in PRUNED:
-        whole, recipe = shop_student("L6", general, fold, teachers, options), last(load_recipe(Path(rung.recipe)), options)
+        whole, recipe = shop_student("L6", fold, teachers, options), last(load_recipe(Path(rung.recipe)), options)
         prune(whole, [fold], replace(recipe, prune=replace(recipe.prune, **PRUNED[name])), out, teachers=teachers, resume=True)
         return out
-    recipe, made = last(load_recipe(Path("adapt-student")), options), StudentScorer.load(general)
+    if rung.taught_by:
+        teachers = [shop_student(rung.taught_by, fold, teachers, options)]
+    general, recipe = general_student(name, options), last(load_recipe(Path("adapt-student")), options)
+    made = StudentScorer.load(general)
     settings = replace(recipe.student, init=str(general), features=made.features is not None, **rung.shop)
     distill(teachers, [fold], replace(recipe, student=settings), out, resume=True)
     return out
@@ -213,9 +217,9 @@ def judged(
     opened = [[Teacher.load(one) for one in each] for each in teachers]
     for number, folder in enumerate(options.teacher):
         found[f"teacher {folder.name}"] = judge(folds, [one[number] for one in opened])
-    if len(options.teacher) > 1:
-        one_rung = next(iter(students.values()))
-        found["ensemble"] = judge(folds, [Ensemble(t, s) for t, s in zip(opened, one_rung, strict=True)])
+    taught_by_all = [folders for name, folders in students.items() if not RUNGS[name].taught_by]
+    if len(options.teacher) > 1 and taught_by_all:
+        found["ensemble"] = judge(folds, [Ensemble(t, s) for t, s in zip(opened, taught_by_all[0], strict=True)])
     for name, folders in students.items():
         found[name] = judge(folds, [StudentScorer.load(folder) for folder in folders])
         with ExitStack() as stack:
