@@ -27,6 +27,8 @@ def test_a_shipped_recipe_loads_by_name_and_survives_json(name: str) -> None:
         ("name = 'x'\n[fit]\nepochs = 'three'", "epochs"),
         ("name = 'x'\n[fit]\nepochs = true", "epochs"),
         ("name = 'x'\n[fit]\nepochs = 0", "epochs"),
+        ("name = 'x'\n[fit]\nstart_share = 1", r"in \[0, 1\)"),
+        ("name = 'x'\n[fit]\nstart_share = 0.5\n[fit.lora]\nrank = 2", "whole weights"),
         ("name = 'x'\n[fit.lora]\nrank = 2\n[fit.attack]\nkind = 'fgm'", "freezes"),
         ("name = 'x'\n[fit.lora]\nrank = -1", "fit.lora"),
         ("name = 'x'\n[fit]\ndropout = 1", "dropout"),
