@@ -1,4 +1,4 @@
-"""How well would a second judge rank? A bound to read a ranker's nDCG@10 and AUC by.
+"""How well would a second judge rank? A yardstick for a ranker's nDCG@10 and AUC, not a bound.
 
     python benchmarks/bench_judges.py --data FOLDER [--data MORE] [--out FILE]
 
