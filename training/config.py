@@ -171,7 +171,8 @@ class StudentSettings:
 
     Attributes
     ----------
-    init : ``teacher``; the folder of a pretrained BERT-type encoder; or a student of `edgerec distill`, which learns on, in a new shop say.
+    init : ``teacher``; the folder of a pretrained BERT-type encoder; or a student of `edgerec distill`, which learns on, in a new shop say;
+        a cross student becomes a mid-fusion one where ``interaction`` asks for that.
     layers : which of its layers are kept, in order; empty keeps all.
     features : whether the hashed-feature half is there; ``buckets``, ``slots``, ``feature_dim``, ``feature_hidden`` are its sizes.
     unlabelled_per_query : first-stage candidates a training query gets beyond its judged ones, scored by the teacher.

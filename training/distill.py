@@ -27,11 +27,11 @@ from .dev import dev_metrics
 from .groups import parameter_groups
 from .loop import Task, discard_run, fit, open_run, seed_everything, set_dropout
 from .mid import MidStudent, view_left
-from .mid_start import item_sample, mid_from_cross
+from .mid_start import item_sample, mid_from_cross, mid_shape
 from .objective import TAUGHT, Answers, loss_terms
 from .pairs import Pairs, Rows, TokenTable, epoch_batches, judged_pairs
 from .provenance import finish, provenance, read_training_json, weights_sha256
-from .student import StudentScorer, student_from_encoder
+from .student import Student, StudentScorer, student_from_encoder
 from .targets import Scores, ensemble_targets
 from .teacher import train_datasets
 from .unjudged import with_unjudged
@@ -206,6 +206,14 @@ def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, ru
                 f"student.init = {s.init!r} is a student and learns on as it is: no student.layers, and student.features as there"
             )
         workers.first(lambda: shutil.copy(source / "tokenizer.json", tokenizer))
+        if s.interaction == "cross":
+            return made
+        if isinstance(made.student, Student):
+            return _mid(made.student, made.text, made.features, recipe, train)
+        has, asked = (dataclasses.asdict(shape) for shape in (made.student.shape, mid_shape(made.student.shape, made.text.spec, s)))
+        if has != asked:
+            differ = ", ".join(f"{name} = {size!r}" for name, size in has.items() if size != asked[name])
+            raise InputError(f"student.init = {s.init!r} is mid-fusion and learns on as it is, with {differ}: ask for that")
         return made
     sizes = {"buckets": s.buckets, "feature_dim": s.feature_dim, "feature_hidden": s.feature_hidden} if s.features else {}
     student = student_from_encoder(source, layers=s.layers, **sizes)
@@ -217,9 +225,10 @@ def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, ru
         t = recipe.text
         spec = text_spec_from_tokenizer(tokenizer, max_tokens=t.max_tokens, max_query_tokens=t.max_query_tokens, item_fields=t.item_fields)
     text = TextEncoder(tokenizer, spec)
-    if s.interaction == "cross":
-        return StudentScorer(student, text, features)
+    return StudentScorer(student, text, features) if s.interaction == "cross" else _mid(student, text, features, recipe, train)
+
+
+def _mid(cross: Student, text: TextEncoder, features: FeatureEncoder | None, recipe: Recipe, train: Pairs) -> StudentScorer:
     # Fitted once: another machine's linear algebra may turn the states' axes otherwise.
-    return StudentScorer(
-        workers.first(lambda: mid_from_cross(student, spec, s, item_sample(train, text, seed=recipe.seed))), text, features
-    )
+    sample = item_sample(train, text, seed=recipe.seed)
+    return StudentScorer(workers.first(lambda: mid_from_cross(cross, text.spec, recipe.student, sample)), text, features)

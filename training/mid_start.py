@@ -25,7 +25,7 @@ from edgerec.text import TextEncoder, TextSpec
 from .config import StudentSettings
 from .mid import JOINT_ROWS, MidShape, MidStudent, padding_mask
 from .pairs import Pairs, TokenTable, query_pairs
-from .student import Student
+from .student import Student, StudentShape
 
 SAMPLE_ITEMS = 2048
 RIDGE = 1e-6
@@ -43,7 +43,7 @@ def mid_from_cross(cross: Student, spec: TextSpec, settings: StudentSettings, sa
     ------
     InputError : numbers of layers or widths that the cross student does not have.
     """
-    student = MidStudent(_shape(cross, spec, settings)).to(next(cross.parameters()).device)
+    student = MidStudent(mid_shape(cross.shape, spec, settings)).to(next(cross.parameters()).device)
     _copy(cross, student)
     own_height = student.shape.read_layers() == list(range(student.shape.query_layers, student.shape.layers))
     if student.item.narrow is not None or not own_height:
@@ -51,17 +51,14 @@ def mid_from_cross(cross: Student, spec: TextSpec, settings: StudentSettings, sa
     return student
 
 
-def item_sample(pairs: Pairs, text: TextEncoder, *, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """What `mid_from_cross` fits state maps to: a seeded choice of the items of some pairs."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(pairs.items))[:SAMPLE_ITEMS])
-    table = TokenTable(query_pairs("", [pairs.items[place] for place in chosen]), text)
-    rows = sorted((table.item_row(number) for number in np.arange(len(chosen))), key=len)
-    batches = [table.padded(rows[start : start + JOINT_ROWS]) for start in range(0, len(rows), JOINT_ROWS)]
-    return [(torch.from_numpy(ids), torch.from_numpy(lengths)) for ids, lengths in batches]
+def mid_shape(encoder: StudentShape, spec: TextSpec, settings: StudentSettings) -> MidShape:
+    """The sizes of the mid-fusion student that ``settings`` make of this encoder.
 
-
-def _shape(cross: Student, spec: TextSpec, settings: StudentSettings) -> MidShape:
-    layers, hidden, positions = cross.shape.layers, cross.shape.hidden, cross.shape.positions
+    Raises
+    ------
+    InputError : numbers of layers or widths that the encoder does not have.
+    """
+    layers, hidden, positions = encoder.layers, encoder.hidden, encoder.positions
     start = len(spec.prefix) + spec.max_query_tokens + len(spec.middle)
     item_layers = settings.item_layers or layers - 1
     if not 1 <= settings.query_layers < layers or not 1 <= item_layers <= layers:
@@ -77,7 +74,7 @@ def _shape(cross: Student, spec: TextSpec, settings: StudentSettings) -> MidShap
             f"{positions} positions: lower text.max_tokens or text.max_query_tokens"
         )
     return MidShape(
-        **dataclasses.asdict(cross.shape),
+        **{field.name: getattr(encoder, field.name) for field in dataclasses.fields(StudentShape)},
         query_layers=settings.query_layers,
         item_layers=item_layers,
         states=settings.states,
@@ -87,6 +84,15 @@ def _shape(cross: Student, spec: TextSpec, settings: StudentSettings) -> MidShap
         query_type=spec.query_type,
         item_type=spec.item_type,
     )
+
+
+def item_sample(pairs: Pairs, text: TextEncoder, *, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """What `mid_from_cross` fits state maps to: a seeded choice of the items of some pairs."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(pairs.items))[:SAMPLE_ITEMS])
+    table = TokenTable(query_pairs("", [pairs.items[place] for place in chosen]), text)
+    rows = sorted((table.item_row(number) for number in np.arange(len(chosen))), key=len)
+    batches = [table.padded(rows[start : start + JOINT_ROWS]) for start in range(0, len(rows), JOINT_ROWS)]
+    return [(torch.from_numpy(ids), torch.from_numpy(lengths)) for ids, lengths in batches]
 
 
 def _copy(cross: Student, student: MidStudent) -> None:

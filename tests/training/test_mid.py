@@ -229,6 +229,30 @@ def test_a_mid_student_trains_and_opens_as_it_was(trained: Path, pairs: Pairs) -
     assert np.isfinite(scorer.score_pairs(pairs)).all()
 
 
+def test_a_cross_student_becomes_a_mid_student_and_that_one_learns_on_as_it_is(
+    trained: Path, shop: Path, pairs: Pairs, tmp_path: Path
+) -> None:
+    teacher, still = trained.with_name("teacher"), tiny_recipe(loss=DISTILL)
+    still = replace(still, fit=replace(still.fit, learning_rate=1e-12, feature_learning_rate=1e-12))
+    cross = replace(still, student=replace(MID, interaction="cross"))
+    distill(teacher, [shop], cross, tmp_path / "cross")
+    settings = replace(MID, init=str(tmp_path / "cross"), states="one", state_width=16, state_precision="int8")
+    distill(teacher, [shop], replace(still, student=settings), tmp_path / "mid")
+    scorer, made = StudentScorer.load(tmp_path / "cross"), StudentScorer.load(tmp_path / "mid")
+    assert isinstance(scorer.student, Student)
+    student = mid_from_cross(scorer.student, scorer.text.spec, settings, item_sample(pairs, scorer.text, seed=0))
+    expected = StudentScorer(student, scorer.text, scorer.features).score_pairs(pairs)
+    assert np.abs(made.score_pairs(pairs) - expected).max() < 1e-4
+    onward = replace(settings, init=str(tmp_path / "mid"))
+    for number, same in enumerate((onward, StudentSettings(init=str(tmp_path / "mid")))):
+        out = tmp_path / f"on-{number}"
+        distill(teacher, [shop], replace(still, student=same), out)
+        assert np.abs(StudentScorer.load(out).score_pairs(pairs) - expected).max() < 1e-4
+    with pytest.raises(InputError, match="learns on as it is, with state_width = 16: ask"):
+        distill(teacher, [shop], replace(still, student=replace(onward, state_width=8)), tmp_path / "other")
+    assert not list(tmp_path.glob("other*"))
+
+
 def test_a_view_that_closes_while_training_is_closed_in_the_end(trained: Path, shop: Path, pairs: Pairs, tmp_path: Path) -> None:
     settings = replace(MID, states="one", state_width=16, state_precision="int8", closing=0.5)
     seen: list[float] = []
