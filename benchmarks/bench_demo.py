@@ -28,6 +28,7 @@ from edgerec.training.first_stage import Bm25
 from edgerec.training.student import StudentScorer
 from edgerec.training.teacher import Teacher, train_teacher
 from held_out import Outcome, judge, open_folds, random_order, row
+from numpy.typing import NDArray
 from turns import describe_machine, report
 
 TEACHER, ENSEMBLE = "demo-teacher", "ensemble"
@@ -150,26 +151,26 @@ def last(recipe: Recipe, seed: int) -> Recipe:
     return replace(recipe, seed=seed, fit=replace(recipe.fit, eval_every=LAST))
 
 
-def table(runs: Sequence[Mapping[str, Outcome]], random: float, teacher: str) -> list[dict[str, Any]]:
+def table(runs: Sequence[Mapping[str, Outcome]], random: NDArray[np.float64], teacher: str) -> list[dict[str, Any]]:
     """The report's rows, printed; a query's nDCG is the mean of the runs. Retention is (student - random order) / (teacher - random order),
     and the same of the cross student, where it is there."""
     found = {name: Outcome.mean([run[name] for run in runs]) for name in runs[0]}
     rows = [row(name, one, found["BM25"]) for name, one in found.items()]
-    whole = {one["name"]: one["ndcg"] - random for one in rows}
     print("| | nDCG@10 | gain over BM25 | AUC | retention | of cross | int8 less fp32, nDCG@10 |\n|---|---:|---:|---:|---:|---:|---:|")
     for one in rows:
         name = one["name"]
         one["ndcg_by_run"] = [float(np.nanmean(run[name].ndcg)) for run in runs]
         gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*one["ndcg_difference"]) if "ndcg_difference" in one else "–"
-        one["retention"] = whole[name] / whole[teacher]
+        one["retention"], *one["retention_interval"] = found[name].retention(found[teacher], random)
+        kept = "{:.1%} [{:.0%}, {:.0%}]".format(one["retention"], *one["retention_interval"])
         of_cross = loss = ""
-        if "cross" in whole:
-            one["of_cross"] = whole[name] / whole["cross"]
-            of_cross = f"{one['of_cross']:.1%}"
+        if "cross" in found:
+            one["of_cross"], *one["of_cross_interval"] = found[name].retention(found["cross"], random)
+            of_cross = "{:.1%} [{:.0%}, {:.0%}]".format(one["of_cross"], *one["of_cross_interval"])
         if name.endswith(INT8):
             one["less_fp32"] = found[name].difference(found[name.removesuffix(INT8)])
             loss = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*one["less_fp32"])
-        print(f"| {name} | {one['ndcg']:.4f} | {gain} | {one['auc']:.3f} | {one['retention']:.1%} | {of_cross} | {loss} |")
+        print(f"| {name} | {one['ndcg']:.4f} | {gain} | {one['auc']:.3f} | {kept} | {of_cross} | {loss} |")
     return rows
 
 

@@ -8,8 +8,8 @@
    (``adapt-student``).
 3. Each fold's dev queries are judged by the fold's models, in fp32 and as the int8 bundle that would be deployed.
 
-Retention is (student - random order) / (teacher - random order). What is in DIR already is not made again, so the bench can be broken off.
-No checkpoint is chosen on dev: every run keeps its last one.
+Retention is (student - random order) / (teacher - random order), with its 95 % interval over queries. What is in DIR already is not made
+again, so the bench can be broken off. No checkpoint is chosen on dev: every run keeps its last one.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Rung:
     general, shop : keys of ``[student]`` that differ from the recipes', there and where it learns the shop.
     like : the rung whose general student it shares.
     taught_by : the rung that scores its pairs in the shop; empty: the teachers.
+    begins_as : the rung whose student of the fold it begins as; empty: its own general student.
     """
 
     recipe: str
@@ -64,11 +65,15 @@ class Rung:
     shop: Mapping[str, Any] = field(default_factory=dict)
     like: str = ""
     taught_by: str = ""
+    begins_as: str = ""
 
 
+MID = {"interaction": "mid", "query_layers": 2, "item_layers": 4, "states": "one", "state_width": 128, "state_precision": "int8"}
 BARE = {"features": False}
 SIX_TIMES = {"unlabelled_per_query": 60, "span_queries": 10_000}
 FIVE_TIMES = {"unlabelled_per_query": 30, "span_queries": 5000}
+TEN_TIMES = {"unlabelled_per_query": 60, "span_queries": 10_000}
+TWENTY_TIMES = {"unlabelled_per_query": 120, "span_queries": 20_000}
 RUNGS = {
     "L6": Rung("student-l6"),
     "L6 without features": Rung("student-l6", BARE),
@@ -82,10 +87,16 @@ RUNGS = {
     "2 x 128": Rung("student-l2-128"),
     "2 x 128, six times the pairs": Rung("student-l2-128", shop=SIX_TIMES, like="2 x 128"),
     "2 x 128, five times the pairs by L6": Rung("student-l2-128", shop=FIVE_TIMES, like="2 x 128", taught_by="L6"),
+    "2 x 128, ten times the pairs by L6": Rung("student-l2-128", shop=TEN_TIMES, like="2 x 128", taught_by="L6"),
+    "2 x 128, twenty times the pairs by L6": Rung("student-l2-128", shop=TWENTY_TIMES, like="2 x 128", taught_by="L6"),
     "2 x 128 without features": Rung("student-l2-128", BARE),
     "L6 mid": Rung("student-mid-l6"),
     "L6 mid, four layers alone": Rung("student-mid-l6", {"query_layers": 4}),
     "L6 mid, 128 numbers a token": Rung("student-mid-l6-128"),
+    "L6 mid, 128 numbers a token, from L6": Rung("student-l6", shop=MID, like="L6", begins_as="L6"),
+    "L6 mid, 128 numbers a token, from L6, five times the pairs by L6": Rung(
+        "student-l6", shop={**FIVE_TIMES, **MID}, like="L6", taught_by="L6", begins_as="L6"
+    ),
     "2 x 128 mid": Rung("student-mid-l2-128"),
 }
 """*L6 pruned* is the shop's L6 student with 60 % of its multiplications, after one pass of recovery in the shop. *L6 with the shop's
@@ -135,7 +146,7 @@ def main() -> None:
     students = {name: [shop_student(name, fold, t, options) for fold, t in zip(folds, teachers, strict=True)] for name in names}
     found = judged(folds, teachers, students, options)
     random = random_order(folds)
-    rows = [ladder_row(name, found, random, general.get(name.removesuffix(INT8))) for name in found]
+    rows = [ladder_row(name, found, random, students.get(name)) for name in found]
     print(table(rows))
     report = {
         "format": "edgerec-bench-ladder",
@@ -144,7 +155,7 @@ def main() -> None:
         "folds": options.folds,
         "seed": options.seed,
         "queries": len(found["BM25"].ndcg),
-        "random_order": random,
+        "random_order": float(np.nanmean(random)),
         "rows": rows,
         "date": utc_now(),
         "machine": machine,
@@ -190,11 +201,11 @@ def shop_student(name: str, fold: Path, teachers: list[Path], options: argparse.
         whole, recipe = shop_student("L6", fold, teachers, options), last(load_recipe(Path(rung.recipe)), options)
         prune(whole, [fold], replace(recipe, prune=replace(recipe.prune, **PRUNED[name])), out, teachers=teachers, resume=True)
         return out
+    begin = shop_student(rung.begins_as, fold, teachers, options) if rung.begins_as else general_student(name, options)
     if rung.taught_by:
         teachers = [shop_student(rung.taught_by, fold, teachers, options)]
-    general, recipe = general_student(name, options), last(load_recipe(Path("adapt-student")), options)
-    made = StudentScorer.load(general)
-    settings = replace(recipe.student, init=str(general), features=made.features is not None, **rung.shop)
+    recipe = last(load_recipe(Path("adapt-student")), options)
+    settings = replace(recipe.student, init=str(begin), features=StudentScorer.load(begin).features is not None, **rung.shop)
     distill(teachers, [fold], replace(recipe, student=settings), out, resume=True)
     return out
 
@@ -238,18 +249,18 @@ def int8(student: Path, fold: Path, stack: ExitStack) -> Scorer:
     return stack.enter_context(open_bundle(bundle, load_dataset(fold).items.values())).scorer
 
 
-def ladder_row(name: str, found: dict[str, Outcome], random: float, general: Path | None) -> dict[str, Any]:
+def ladder_row(name: str, found: dict[str, Outcome], random: NDArray[np.float64], made: list[Path] | None) -> dict[str, Any]:
     """The report's row."""
     best = found.get("ensemble") or next(one for other, one in found.items() if other.startswith("teacher"))
     one = row(name, found[name], found["BM25"])
-    one["retention"] = (one["ndcg"] - random) / (float(np.nanmean(best.ndcg)) - random)
+    one["retention"], *one["retention_interval"] = found[name].retention(best, random)
     if name.endswith(INT8):
         one["of_fp32"] = one["ndcg"] / float(np.nanmean(found[name.removesuffix(INT8)].ndcg))
-    elif name + INT8 in found and general is not None:
-        made = StudentScorer.load(general)
-        one["parameters"] = sum(p.numel() for p in made.student.parameters())
-        if isinstance(made.student, Student):
-            one["flops"] = flops(made.student.shape, 32)
+    elif made:
+        student = StudentScorer.load(made[0]).student
+        one["parameters"] = sum(p.numel() for p in student.parameters())
+        if isinstance(student, Student):
+            one["flops"] = flops(student.shape, 32)
     return one
 
 
@@ -258,7 +269,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| | nDCG@10 | gain over BM25 | AUC | retention |", "|---|---:|---:|---:|---:|"]
     for one in rows:
         gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*one["ndcg_difference"]) if "ndcg_difference" in one else "–"
-        lines.append(f"| {one['name']} | {one['ndcg']:.3f} | {gain} | {one['auc']:.3f} | {one['retention']:.1%} |")
+        low, high = one["retention_interval"]
+        lines.append(f"| {one['name']} | {one['ndcg']:.3f} | {gain} | {one['auc']:.3f} | {one['retention']:.1%} [{low:.0%}, {high:.0%}] |")
     return "\n".join(lines) + "\n"
 
 

@@ -34,6 +34,15 @@ class Outcome:
         low, high = bootstrap_interval(change, seed=0, samples=2000)
         return float(np.nanmean(change)), float(low), float(high)
 
+    def retention(self, teacher: Outcome, random: NDArray[np.float64]) -> tuple[float, float, float]:
+        """(this - random order) / (teacher - random order), means over queries, with its 95 % interval: queries are resampled, and both
+        rankers judged on the same ones. ``random`` is :func:`random_order`'s."""
+        kept, whole = self.ndcg - random, teacher.ndcg - random
+        defined = np.flatnonzero(np.isfinite(kept + whole))
+        drawn = defined[np.random.default_rng(0).integers(0, len(defined), (2000, len(defined)))]
+        low, high = np.percentile(kept[drawn].mean(axis=1) / whole[drawn].mean(axis=1), [2.5, 97.5])
+        return float(kept[defined].mean() / whole[defined].mean()), float(low), float(high)
+
     @staticmethod
     def mean(outcomes: Sequence[Outcome]) -> Outcome:
         """Of several runs over the same queries: each query's mean, and each fold's."""
@@ -74,14 +83,14 @@ def judge(folds: Sequence[Path], scorers: Sequence[Scorer], *, min_judged: int =
     return Outcome(np.array([quality[query] for query in sorted(quality)]), np.array(areas))
 
 
-def random_order(folds: Sequence[Path], *, min_judged: int = 2) -> float:
-    """Mean nDCG@10 over every order of the lists: what a ranker that knows nothing reaches."""
-    found = []
+def random_order(folds: Sequence[Path], *, min_judged: int = 2) -> NDArray[np.float64]:
+    """Each query's mean nDCG@10 over all orders of its list, float64 [Q] as in :class:`Outcome`: what ranking without knowledge reaches."""
+    found: dict[str, float] = {}
     for fold in folds:
         dataset = load_dataset(fold)
         lists = judged_lists(dataset, "dev", min_judged=min_judged)
-        found += [expected_ndcg(gain(one.grades, dataset.grade_min), 10) for one in lists]
-    return float(np.nanmean(found))
+        found |= {one.query_id: expected_ndcg(gain(one.grades, dataset.grade_min), 10) for one in lists}
+    return np.array([found[query] for query in sorted(found)])
 
 
 def row(name: str, one: Outcome, plain: Outcome | None) -> dict[str, Any]:
