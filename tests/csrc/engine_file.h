@@ -197,7 +197,7 @@ static inline uint8_t *sealed(const engine_file *f, void **whole)
     return copy;
 }
 
-enum { MOST_ROWS = 90, SLOTS = 3 };
+enum { MOST_ROWS = 70, SLOTS = 3 };
 
 /* Rows of many lengths, the longest as long as the model allows; ragged, with gaps between rows. */
 typedef struct rows {
