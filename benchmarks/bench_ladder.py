@@ -5,7 +5,7 @@
 1. Teachers that were trained on the general data sets teach one student a rung there. It begins as the first teacher, or as ``--init``
    where that is no BERT.
 2. For each fold of ``--data`` every teacher learns the shop (recipe ``--adapt``), and each rung's student learns on with them
-   (``adapt-student``).
+   (``adapt-student``, and others like it).
 3. Each fold's dev queries are judged by the fold's models, in fp32 and as the int8 bundle that would be deployed.
 
 Retention is (student - random order) / (teacher - random order), with its 95 % interval over queries. What is in DIR already is not made
@@ -58,6 +58,7 @@ class Rung:
     like : the rung whose general student it shares.
     taught_by : the rung that scores its pairs in the shop; empty: the teachers.
     begins_as : the rung whose student of the fold it begins as; empty: its own general student.
+    adapt : the shipped recipe by which it learns the shop.
     """
 
     recipe: str
@@ -66,14 +67,13 @@ class Rung:
     like: str = ""
     taught_by: str = ""
     begins_as: str = ""
+    adapt: str = "adapt-student"
 
 
 MID = {"interaction": "mid", "query_layers": 2, "item_layers": 4, "states": "one", "state_width": 128, "state_precision": "int8"}
 BARE = {"features": False}
 SIX_TIMES = {"unlabelled_per_query": 60, "span_queries": 10_000}
 FIVE_TIMES = {"unlabelled_per_query": 30, "span_queries": 5000}
-TEN_TIMES = {"unlabelled_per_query": 60, "span_queries": 10_000}
-TWENTY_TIMES = {"unlabelled_per_query": 120, "span_queries": 20_000}
 RUNGS = {
     "L6": Rung("student-l6"),
     "L6 without features": Rung("student-l6", BARE),
@@ -87,16 +87,12 @@ RUNGS = {
     "2 x 128": Rung("student-l2-128"),
     "2 x 128, six times the pairs": Rung("student-l2-128", shop=SIX_TIMES, like="2 x 128"),
     "2 x 128, five times the pairs by L6": Rung("student-l2-128", shop=FIVE_TIMES, like="2 x 128", taught_by="L6"),
-    "2 x 128, ten times the pairs by L6": Rung("student-l2-128", shop=TEN_TIMES, like="2 x 128", taught_by="L6"),
-    "2 x 128, twenty times the pairs by L6": Rung("student-l2-128", shop=TWENTY_TIMES, like="2 x 128", taught_by="L6"),
+    "2 x 128, ten times the pairs by L6, longer": Rung("student-l2-128", adapt="adapt-student-l2-128", like="2 x 128", taught_by="L6"),
     "2 x 128 without features": Rung("student-l2-128", BARE),
     "L6 mid": Rung("student-mid-l6"),
     "L6 mid, four layers alone": Rung("student-mid-l6", {"query_layers": 4}),
     "L6 mid, 128 numbers a token": Rung("student-mid-l6-128"),
     "L6 mid, 128 numbers a token, from L6": Rung("student-l6", shop=MID, like="L6", begins_as="L6"),
-    "L6 mid, 128 numbers a token, from L6, five times the pairs by L6": Rung(
-        "student-l6", shop={**FIVE_TIMES, **MID}, like="L6", taught_by="L6", begins_as="L6"
-    ),
     "2 x 128 mid": Rung("student-mid-l2-128"),
 }
 """*L6 pruned* is the shop's L6 student with 60 % of its multiplications, after one pass of recovery in the shop. *L6 with the shop's
@@ -204,7 +200,7 @@ def shop_student(name: str, fold: Path, teachers: list[Path], options: argparse.
     begin = shop_student(rung.begins_as, fold, teachers, options) if rung.begins_as else general_student(name, options)
     if rung.taught_by:
         teachers = [shop_student(rung.taught_by, fold, teachers, options)]
-    recipe = last(load_recipe(Path("adapt-student")), options)
+    recipe = last(load_recipe(Path(rung.adapt)), options)
     settings = replace(recipe.student, init=str(begin), features=StudentScorer.load(begin).features is not None, **rung.shop)
     distill(teachers, [fold], replace(recipe, student=settings), out, resume=True)
     return out
