@@ -50,8 +50,10 @@ WHOLE = {"state_width": 0, "state_precision": "fp16"}
 EACH = {"states": "per_layer", "item_layers": 0, **WHOLE}
 STUDENTS = {
     "demo-student-l3": Made("demo-student-l3"),
+    "demo-student-l3 without features": Made("demo-student-l3", student={"features": False}),
     "demo-student": Made(),
     "cross": Made(student={"interaction": "cross"}),
+    "cross without features": Made(student={"interaction": "cross", "features": False}),
     "four layers alone": Made(student={"query_layers": 4}),
     "four layers alone, twice the passes": Made(student={"query_layers": 4}, fit={"epochs": 4}),
     "four layers alone, closing slowly": Made(student={"query_layers": 4, "closing": 0.5}),

@@ -229,6 +229,8 @@ def _new_student(teacher: Path, teacher_info: dict[str, Any], recipe: Recipe, ru
 
 
 def _mid(cross: Student, text: TextEncoder, features: FeatureEncoder | None, recipe: Recipe, train: Pairs) -> StudentScorer:
-    # Fitted once: another machine's linear algebra may turn the states' axes otherwise.
-    sample = item_sample(train, text, seed=recipe.seed)
-    return StudentScorer(workers.first(lambda: mid_from_cross(cross, text.spec, recipe.student, sample)), text, features)
+    def fitted() -> MidStudent:
+        return mid_from_cross(cross, text.spec, recipe.student, item_sample(train, text, seed=recipe.seed))
+
+    # Once: another machine's linear algebra may turn the states' axes otherwise.
+    return StudentScorer(workers.first(fitted), text, features)
