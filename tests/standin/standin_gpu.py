@@ -29,7 +29,7 @@ class Memory:
 
     def allocate(self, size: int) -> int:
         self.check()
-        if size < 1 or sum(map(len, self.blocks.values())) + size > self.limit:
+        if size < 1 or sum(map(len, self._now().values())) + size > self.limit:
             raise MemoryError(f"cuMemAlloc failed: out of memory ({size} bytes)")
         address, self._next = self._next, self._next + (size + 1023) // 512 * 512
         self.blocks[address] = np.full(size, GARBAGE, np.uint8)
@@ -41,7 +41,7 @@ class Memory:
     def view(self, address: int, size: int) -> np.ndarray:
         """The bytes at an address. Raises Failure unless they lie in one allocation."""
         self.check()
-        for start, block in self.blocks.items():
+        for start, block in self._now().items():
             if start <= address and address + size <= start + len(block):
                 return block[address - start : address - start + size]
         raise Failure(f"illegal address {address:#x} of {size} bytes")
@@ -49,12 +49,16 @@ class Memory:
     def rest(self, address: int) -> np.ndarray:
         """The bytes from an address to the end of its allocation; none at address 0."""
         self.check()
-        for start, block in self.blocks.items():
+        for start, block in self._now().items():
             if start <= address < start + len(block):
                 return block[address - start :]
         if address:
             raise Failure(f"illegal address {address:#x}")
         return np.zeros(0, np.uint8)
+
+    def _now(self) -> dict[int, np.ndarray]:
+        """A copy: the collector may free a block in the middle of a loop."""
+        return self.blocks.copy()
 
     def check(self) -> None:
         if self.lost:
