@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from edgerec.engine import trt_plans
 from edgerec.engine.gpu import Gpu
+from edgerec.errors import EngineError
 
 FOLDER = Path(__file__).resolve().parent / "standin"
 GPU = Gpu(target="sm_90", name="Stand-in GPU", driver="13.0")
@@ -34,6 +36,23 @@ def standin(gpu: Gpu = GPU) -> Iterator[Any]:
         finally:
             for name in NAMES:
                 sys.modules.pop(name, None)
+
+
+def left_by_a_failed_opening(gpu: Any, share: float, opened: Callable[[], Any]) -> None:
+    """An engine that finds this share of the memory it needs leaves none of it taken, though its error lives and nothing is collected."""
+    engine = opened()
+    needed = sum(map(len, gpu.MEMORY.blocks.values()))
+    engine.close()
+    gpu.MEMORY.limit = int(share * needed)
+    gc.disable()
+    try:
+        with pytest.raises(EngineError, match="out of memory") as failed:
+            opened()
+        assert gpu.MEMORY.blocks == {}
+        assert gpu.COUNTS["graphs"] == 0
+        del failed
+    finally:
+        gc.enable()
 
 
 def steps_of(gpu: Any, call: Callable[[], object]) -> tuple[int, int]:

@@ -118,6 +118,7 @@ class Device:
         self.cuda = _driver()
         self._trt: Any = importlib.import_module(module_name(plan.flavour))
         self.engines: dict[str, Any] = {}
+        self._runtime: Any = None
         self._idle: list[Any] = []
         self._lanes, self._closed, self._change = lanes, False, threading.Condition()
         self._held: list[Any] = []
@@ -126,24 +127,35 @@ class Device:
         with self.guard():
             self.cuda.init()
             self._primary = self.cuda.Device(0).retain_primary_context()
+        try:
+            with self.current():
+                self._open(data, plan, graphs)
+            return
+        except EngineError as error:
+            why = str(error)
+        # After the error, whose traceback holds what it had come to; lanes and device hold each other. Nothing is left to the collector.
         with self.current():
-            self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
-            if plan.version_compatible:  # such a plan brings code of its own for the host; its hash was checked
-                self._runtime.engine_host_code_allowed = True
-            for name, part in data.items():
-                self.engines[name] = self._runtime.deserialize_cuda_engine(part)
-                if self.engines[name] is None:
-                    raise EngineError(
-                        f"{plan.flavour} {self._trt.__version__} refuses {plan.part(name)}, though it fits by plans.json; build it again"
-                    )
-            self._check_shapes(plan)
-            self._load_kernel()
-            self._idle = [self._lane() for _ in range(lanes)]
-            for lane in self._idle:
-                for work in lane:
-                    work.run()  # what a first run sets up belongs here, and must not be captured
-            if graphs:
-                self._capture()
+            self._release()
+        raise EngineError(why)
+
+    def _open(self, data: Mapping[str, bytes], plan: Plan, graphs: bool) -> None:
+        self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
+        if plan.version_compatible:  # such a plan brings code of its own for the host; its hash was checked
+            self._runtime.engine_host_code_allowed = True
+        for name, part in data.items():
+            self.engines[name] = self._runtime.deserialize_cuda_engine(part)
+            if self.engines[name] is None:
+                raise EngineError(
+                    f"{plan.flavour} {self._trt.__version__} refuses {plan.part(name)}, though it fits by plans.json; build it again"
+                )
+        self._check_shapes(plan)
+        self._load_kernel()
+        self._idle += [self._lane() for _ in range(self._lanes)]
+        for lane in self._idle:
+            for work in lane:
+                work.run()  # what a first run sets up belongs here, and must not be captured
+        if graphs:
+            self._capture()
 
     @property
     def scratch_bytes(self) -> int:
@@ -191,16 +203,19 @@ class Device:
             self._change.notify_all()
             self._change.wait_for(lambda: len(self._idle) == self._lanes)
         with self.current():
-            for lane in self._idle:
-                for work in lane:
-                    work.drop_graph()
-            # Contexts before their engine, memory while its context is current.
-            self.kept.close()
-            self._idle.clear()
-            self._held.clear()
-            self.kernel = None
-            self.engines.clear()
-            del self._runtime
+            self._release()
+
+    def _release(self) -> None:
+        """Contexts before their engine, memory while its context is current."""
+        for lane in self._idle:
+            for work in lane:
+                work.drop_graph()
+        self.kept.close()
+        self._idle.clear()
+        self._held.clear()
+        self.kernel = None
+        self.engines.clear()
+        self._runtime = None
 
     @contextmanager
     def current(self) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fixtures_export import MAX_TOKENS, make_export, random_rows
-from fixtures_standin import GPU, standin
+from fixtures_standin import GPU, left_by_a_failed_opening, standin
 
 from edgerec import Item, Ranker
 from edgerec.builder import GpuOptions, build_engine
@@ -261,12 +260,9 @@ def test_opening_and_closing_leaves_nothing_on_the_device(served: Served, captur
         assert served.gpu.COUNTS["graphs"] == 0
 
 
-def test_a_failed_opening_leaves_nothing_on_the_device(served: Served) -> None:
-    served.gpu.MEMORY.limit = 20_000
-    engine = open_engine(served.bundle, threads=2)
-    gc.collect()
-    assert served.gpu.MEMORY.blocks == {}
-    engine.close()
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.99])
+def test_a_failed_opening_leaves_nothing_on_the_device(served: Served, share: float) -> None:
+    left_by_a_failed_opening(served.gpu, share, lambda: open_engine(served.bundle, threads=2, fallback=False))
 
 
 def test_too_little_memory_is_known_at_opening(served: Served) -> None:

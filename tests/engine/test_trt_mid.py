@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fixtures_export import random_rows
 from fixtures_mid_export import STUDENTS, mid_export
-from fixtures_standin import GPU, standin
+from fixtures_standin import GPU, left_by_a_failed_opening, standin
 
 from edgerec import CatalogWriter, Item, Ranker
 from edgerec.builder import GpuOptions, build_engine
@@ -213,6 +213,11 @@ def test_a_lost_device_hands_over_to_the_cpu_for_good(served: Served) -> None:
     rows = Batch(**random_rows(np.random.default_rng(0), 3, vocab=110, features=True))
     np.testing.assert_allclose(engine.run(rows), served.exact.run(rows), rtol=0, atol=CLOSE)
     assert served.gpu.COUNTS["steps"] == steps
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.99])
+def test_a_failed_opening_leaves_nothing_on_the_device(served: Served, share: float) -> None:
+    left_by_a_failed_opening(served.gpu, share, lambda: served.open(fallback=False))
 
 
 def test_too_little_memory_is_known_at_opening(served: Served) -> None:
