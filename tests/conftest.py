@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import fixtures_once
 import pytest
 from hypothesis import HealthCheck, settings
+
+from edgerec.builder import build
+from edgerec.builder.wordpiece import CompiledTokenizer, compile_tokenizer
 
 # No test fails because the machine is busy: a worker has another beside it.
 settings.register_profile(
@@ -47,3 +52,21 @@ def _one_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     fixtures_once.run_folder = own.parent if hasattr(request.config, "workerinput") else own
     yield
     fixtures_once.run_folder = None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tokenizers_once(_one_folder: None) -> Iterator[None]:
+    """Compiling a tokenizer takes seconds, and most tests build bundles with the same one."""
+
+    def compiled(tokenizer: bytes) -> CompiledTokenizer:
+        def make(path: Path) -> None:
+            found = compile_tokenizer(tokenizer)
+            path.write_bytes(found.reason.encode() + b"\n" + found.data)
+
+        name = f"tokenizer-{hashlib.sha256(tokenizer).hexdigest()}"
+        reason, _, data = fixtures_once.once(name, make).read_bytes().partition(b"\n")
+        return CompiledTokenizer(data, reason.decode())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "compile_tokenizer", compiled)
+        yield

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from fixtures_export import write_tokenizer
+from fixtures_traced import traced_unmeasured
 
 from edgerec.cli import cli
 
@@ -77,7 +78,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ok("data", "simulate", shop, "--items", 60, "--queries", 24, "--users", 5, "--events", 0, "--seed", 3)
     ok("train", "--data", shop, "--base-model", base, "--recipe", work / "teacher.toml", "--out", work / "teacher")
     ok("distill", "--teacher", work / "teacher", "--data", shop, "--student", work / "student.toml", "--out", work / "student")
-    ok("export", work / "student", work / "export", "--data", shop)
+    with traced_unmeasured():
+        ok("export", work / "student", work / "export", "--data", shop)
     ok("build-engine", work / "export", work / "bundle")
     return work
 

@@ -59,19 +59,17 @@ def ask_points(normalizer: str, pre_tokenizer: str) -> Points:
     codes = np.full(_POINTS, LETTER, np.uint32)
     runs: dict[bytes, int] = {}
     content = bytearray()
-    kinds: dict[str, str] = {}
+    kinds = _Kinds(library)
     marks = _marks(library)
     for chunk in _chunks():
         became = _normalized(library, chunk)
-        letters = "".join(became)
-        kinds |= (found := _kinds(library, [char for char in sorted({*letters}) if char not in kinds]))
-        plain = became == chunk and len(found) == len(chunk) and found.keys() == {*found.values()}
+        plain = became == chunk and kinds.are_letters(chunk)
         for char, text in () if plain else zip(chunk, became, strict=True):
-            run = "".join(kinds[c] for c in text)
+            if text == char == kinds[char] != " ":
+                continue
+            run = "".join(map(kinds.__getitem__, text))
             while "  " in run:
                 run = run.replace("  ", " ")
-            if run == char != " ":
-                continue
             data = run.encode()
             if not run:
                 code = DROPPED
@@ -99,33 +97,42 @@ def _chunks() -> Iterator[list[str]]:
     return (points[i : i + _BATCH] for i in range(0, len(points), _BATCH))
 
 
-def _normalized(library: Tokenizer, chunk: Sequence[str]) -> list[str]:
+def _normalized(library: Tokenizer, chunk: list[str]) -> list[str]:
     """What the normalizer makes of each character alone."""
-    normalize = library.normalizer.normalize_str
-    parts: list[str] = normalize(_FENCE + _FENCE.join(chunk) + _FENCE).split(_FENCE)
+    normalize, fenced = library.normalizer.normalize_str, _fenced(chunk)
+    found: str = normalize(fenced)
     # The fence itself is in one of the chunks, which has one part more for it than others.
-    if len(parts) == len(chunk) + 2 and _FENCE not in chunk:
-        return parts[1:-1]
+    if _FENCE not in chunk:
+        if found == fenced:
+            return chunk
+        parts = found.split(_FENCE)
+        if len(parts) == len(chunk) + 2:
+            return parts[1:-1]
     return [normalize(char) for char in chunk]
 
 
-def _kinds(library: Tokenizer, chars: Sequence[str]) -> dict[str, str]:
-    """What the pre-tokenizer makes of characters of normalised text: themselves, a space, or themselves between spaces."""
-    split = library.pre_tokenizer.pre_tokenize_str
-    if [text for text, _ in split(_FENCE + _FENCE.join(chars) + _FENCE)] == [_FENCE + _FENCE.join(chars) + _FENCE]:
-        return {char: char for char in chars}
-    kinds = {}
-    for char in chars:
-        texts = [text for text, _ in split(f"1{char}1")]
-        if texts == [f"1{char}1"]:
-            kinds[char] = char
-        elif texts == ["1", char, "1"]:
-            kinds[char] = f" {char} "
-        elif texts == ["1", "1"]:
-            kinds[char] = " "
-        else:
+def _fenced(chars: Sequence[str]) -> str:
+    return _FENCE + _FENCE.join(chars) + _FENCE
+
+
+class _Kinds(dict[str, str]):
+    """What the pre-tokenizer makes of a character of normalised text: itself, a space, or itself between spaces. Asked when wanted."""
+
+    def __init__(self, library: Tokenizer) -> None:
+        self._split = library.pre_tokenizer.pre_tokenize_str
+
+    def are_letters(self, chars: Sequence[str]) -> bool:
+        """Whether it makes all of them of themselves."""
+        text = _fenced(chars)
+        return [part for part, _ in self._split(text)] == [text]
+
+    def __missing__(self, char: str) -> str:
+        texts = [text for text, _ in self._split(f"1{char}1")]
+        kinds = {(f"1{char}1",): char, ("1", char, "1"): f" {char} ", ("1", "1"): " "}
+        if (kind := kinds.get(tuple(texts))) is None:
             raise BuildError(f"the pre-tokenizer makes {texts} of {f'1{char}1'!r}")
-    return kinds
+        self[char] = kind
+        return kind
 
 
 def _disordered(library: Tokenizer, low: str, high: str, kept: Sequence[tuple[str, str]]) -> list[str]:
@@ -143,10 +150,14 @@ def _disordered(library: Tokenizer, low: str, high: str, kept: Sequence[tuple[st
 def _marks(library: Tokenizer) -> tuple[str, str] | None:
     """Two marks that the normalizer keeps and puts in order, the lower class first; every other mark changes places with one of them.
 
-    None where it puts none in order. Which marks there may be is Python's word, which classes they have the library's.
+    None where it puts none in order. Which marks there may be, and which two of a class are asked, is Python's word; what becomes of them
+    is the library's.
     """
     normalize = library.normalizer.normalize_str
-    known = [char for char in map(chr, range(_POINTS)) if unicodedata.combining(char) and normalize(char) == char]
-    known.sort(key=unicodedata.combining)
+    classes: dict[int, list[str]] = {}
+    for char in map(chr, range(_POINTS)):
+        if (number := unicodedata.combining(char)) and normalize(char) == char:
+            classes.setdefault(number, []).append(char)
+    known = [char for _, chars in sorted(classes.items()) for char in dict.fromkeys((chars[0], chars[-1]))]
     pairs = ((low, high) for low in known for high in reversed(known) if normalize(high + low) == low + high != high + low)
     return next(pairs, None)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from edgerec.training.data import Dataset, load_dataset
 from fixtures_tiny import write_base_model, write_shop
+from fixtures_traced import traced_unmeasured
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traced_unmeasured() -> Iterator[None]:
+    with traced_unmeasured():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ from fixtures_once import once
 from torch import nn
 
 _trace = export._export_onnx
+
+
+@contextmanager
+def traced_unmeasured() -> Iterator[None]:
+    """Inside, `export_student` traces without coverage, which looks at every call inside torch: half as much time again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_export_onnx", _unmeasured)
+        yield
 
 
 def export_traced_once(student: Path, folder: Path, *, data: Sequence[Path]) -> Path:
@@ -40,7 +49,6 @@ def _traced_once(model: nn.Module, inputs: Any, path: Path) -> None:
 
 
 def _unmeasured(model: nn.Module, inputs: Any, path: Path) -> None:
-    """Coverage looks at every call inside torch: half as much time again."""
     measured = sys.gettrace()
     sys.settrace(None)
     try:
