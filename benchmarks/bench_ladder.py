@@ -35,9 +35,10 @@ from edgerec.training.student import Student, StudentScorer
 from edgerec.training.teacher import Teacher, train_teacher
 from held_out import Outcome, judge, open_folds, random_order, row
 from numpy.typing import NDArray
+from turns import report
 
 from edgerec.builder import build_engine
-from edgerec.machine import describe_machine, utc_now
+from edgerec.machine import describe_machine
 from edgerec.types import Item
 
 RESULT = Path(__file__).parent / "results" / "ladder.json"
@@ -144,20 +145,15 @@ def main() -> None:
     random = random_order(folds)
     rows = [ladder_row(name, found, random, students.get(name)) for name in found]
     print(table(rows))
-    report = {
-        "format": "edgerec-bench-ladder",
-        "version": 1,
+    content = {
         "data": {one.name: load_dataset(one).sha256 for one in (options.data, *options.general)},
         "folds": options.folds,
         "seed": options.seed,
         "queries": len(found["BM25"].ndcg),
         "random_order": float(np.nanmean(random)),
         "rows": rows,
-        "date": utc_now(),
-        "machine": machine,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1, default=dict) + "\n")
+    report("edgerec-bench-ladder", machine, ("torch", "transformers", "numpy"), content, options.out)
     models = [options.teacher[0], *dict.fromkeys(general.values())]
     for folder in options.general:
         print(evaluate(folder, "dev", models=models, min_judged=5, seed=options.seed).to_markdown())

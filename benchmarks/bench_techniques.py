@@ -18,7 +18,6 @@ be worth it in a larger one.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,13 @@ from edgerec.training.data import Dataset, load_dataset
 from edgerec.training.first_stage import Bm25
 from edgerec.training.teacher import Teacher, train_teacher
 from held_out import Outcome, fewer, judge, open_folds, row
+from turns import report
 
-from edgerec.machine import describe_machine, utc_now
+from edgerec.machine import describe_machine
 
 RESULT = Path(__file__).parent / "results" / "techniques.json"
+LAST = 1_000_000
+"""``fit.eval_every`` that looks at dev at the end alone."""
 PLAIN, LONGER = "plain", "twice the passes"
 TECHNIQUES: dict[str, dict[str, Any]] = {
     PLAIN: {},
@@ -50,6 +52,11 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     LONGER: {},
     "LoRA, rank 8": {"fit": {"learning_rate": 1e-3, "lora": {"rank": 8}}},
 }
+BESIDE: dict[str, dict[str, Any]] = {
+    "other data mixed with it": {},
+    "other data before it": {"fit": {"curriculum": True}},
+}
+"""Trained on ``--beside`` too."""
 FEWER = {"half of the queries": 2, "a quarter of the queries": 4}
 """The plain recipe with one in so many of the training queries, seen so many times more often: as many steps."""
 
@@ -59,12 +66,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--base-model", required=True)
+    parser.add_argument("--beside", type=Path, help=f"another data set, for the rows {', '.join(BESIDE)}")
     parser.add_argument("--recipe", type=Path, required=True, help="the plain recipe: a TOML file, or a shipped name")
     parser.add_argument("--work", type=Path, required=True, help="where folds and models are kept")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the folds and of the first run")
     parser.add_argument("--runs", type=int, default=1, help="of each technique, with seeds from --seed on; a query's nDCG is their mean")
-    parser.add_argument("--only", action="append", choices=[*TECHNIQUES, *FEWER], help=f"repeatable; {PLAIN} is always there")
+    parser.add_argument("--only", action="append", choices=[*TECHNIQUES, *BESIDE, *FEWER], help=f"repeatable; {PLAIN} is always there")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     machine = describe_machine()
@@ -73,7 +81,8 @@ def main() -> None:
     found = {"BM25": (judge(folds, [Bm25(load_dataset(fold)) for fold in folds]), 0.0)}
     if (Path(options.base_model) / "training.json").exists():
         found["as it came"] = (judge(folds, [Teacher.load(Path(options.base_model))] * len(folds)), 0.0)
-    names = [PLAIN, *(n for n in [*TECHNIQUES, *FEWER] if n != PLAIN and n in (options.only or [*TECHNIQUES, *FEWER]))]
+    known = [*TECHNIQUES, *(BESIDE if options.beside else ()), *FEWER]
+    names = [PLAIN, *(n for n in known if n != PLAIN and n in (options.only or known))]
     for name in names:
         taught = [fewer(fold, FEWER[name], options.seed) for fold in folds] if name in FEWER else folds
         outcomes, seconds = [], []
@@ -95,8 +104,9 @@ def changed(base: Recipe, name: str, seed: int) -> Recipe:
         return {**table, **{key: merged(table.get(key), value) for key, value in changes.items()}}
 
     times = FEWER.get(name, 2 if name == LONGER else 1)
-    changes = {"fit": {"epochs": base.fit.epochs * times}} if times > 1 else TECHNIQUES[name]
-    return recipe_from_json(merged(base.to_json(), {**changes, "name": name, "seed": seed}), name)
+    changes = {"fit": {"epochs": base.fit.epochs * times}} if times > 1 else {**TECHNIQUES, **BESIDE}[name]
+    kept_last = merged(base.to_json(), {"fit": {"eval_every": LAST}})
+    return recipe_from_json(merged(kept_last, {**changes, "name": name, "seed": seed}), name)
 
 
 def trained(fold: Path, options: argparse.Namespace, recipe: Recipe) -> tuple[Path, float]:
@@ -105,7 +115,8 @@ def trained(fold: Path, options: argparse.Namespace, recipe: Recipe) -> tuple[Pa
     clock = out.with_name(out.name + ".seconds")
     if not out.exists():
         start = time.monotonic()
-        train_teacher([fold], options.base_model, recipe, out)
+        beside = [options.beside] if recipe.name in BESIDE else []
+        train_teacher([*beside, fold], options.base_model, recipe, out)
         clock.write_text(f"{time.monotonic() - start}\n")
     return out, float(clock.read_text())
 
@@ -131,9 +142,7 @@ def table(found: dict[str, tuple[Outcome, float]]) -> str:
 
 def write(options: argparse.Namespace, found: dict[str, tuple[Outcome, float]], machine: dict[str, Any], dataset: Dataset) -> None:
     """The report as JSON."""
-    report = {
-        "format": "edgerec-bench-techniques",
-        "version": 1,
+    content = {
         "data": dataset.name,
         "data_sha256": dataset.sha256,
         "folds": options.folds,
@@ -141,13 +150,10 @@ def write(options: argparse.Namespace, found: dict[str, tuple[Outcome, float]], 
         "runs": options.runs,
         "queries": len(found["BM25"][0].ndcg),
         "recipe": load_recipe(options.recipe).to_json(),
-        "techniques": TECHNIQUES,
+        "techniques": TECHNIQUES | BESIDE,
         "rows": rows(found),
-        "date": utc_now(),
-        "machine": machine,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1, default=dict) + "\n")
+    report("edgerec-bench-techniques", machine, ("torch", "transformers", "numpy"), content, options.out)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,8 @@ def report(format_name: str, machine: Mapping[str, Any], packages: Sequence[str]
         "machine": dict(machine),
         "versions": installed_versions(("edgerec", *packages)),
     }
-    out.write_text(json.dumps({**head, **content}, indent=1) + "\n", encoding="utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({**head, **content}, indent=1, default=dict) + "\n", encoding="utf-8")
 
 
 __all__ = ["Times", "describe_machine", "ratio", "report", "summary", "table", "take_turns", "target"]
