@@ -18,11 +18,9 @@ be worth it in a larger one.
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from edgerec.training.config import Recipe, load_recipe, recipe_from_json
 from edgerec.training.data import Dataset, load_dataset
 from edgerec.training.first_stage import Bm25
@@ -78,19 +76,18 @@ def main() -> None:
     machine = describe_machine()
     folds = open_folds(options.data, options.work, options.folds, options.seed)
     base = load_recipe(options.recipe)
-    found = {"BM25": (judge(folds, [Bm25(load_dataset(fold)) for fold in folds]), 0.0)}
+    found = {"BM25": judge(folds, [Bm25(load_dataset(fold)) for fold in folds])}
     if (Path(options.base_model) / "training.json").exists():
-        found["as it came"] = (judge(folds, [Teacher.load(Path(options.base_model))] * len(folds)), 0.0)
+        found["as it came"] = judge(folds, [Teacher.load(Path(options.base_model))] * len(folds))
     known = [*TECHNIQUES, *(BESIDE if options.beside else ()), *FEWER]
     names = [PLAIN, *(n for n in known if n != PLAIN and n in (options.only or known))]
     for name in names:
         taught = [fewer(fold, FEWER[name], options.seed) for fold in folds] if name in FEWER else folds
-        outcomes, seconds = [], []
+        outcomes = []
         for seed in range(options.seed, options.seed + options.runs):
-            models, times = zip(*(trained(fold, options, changed(base, name, seed)) for fold in taught), strict=True)
+            models = [trained(fold, options, changed(base, name, seed)) for fold in taught]
             outcomes.append(judge(folds, [Teacher.load(model) for model in models]))
-            seconds += times
-        found[name] = (Outcome.mean(outcomes), float(np.mean(seconds)))
+        found[name] = Outcome.mean(outcomes)
         print(table(found), flush=True)
     write(options, found, machine, load_dataset(options.data))
 
@@ -109,38 +106,34 @@ def changed(base: Recipe, name: str, seed: int) -> Recipe:
     return recipe_from_json(merged(kept_last, {**changes, "name": name, "seed": seed}), name)
 
 
-def trained(fold: Path, options: argparse.Namespace, recipe: Recipe) -> tuple[Path, float]:
-    """The fold's model, and the seconds it took to make (the first time, if it is there already)."""
-    out = options.work / f"{recipe.name.replace(' ', '-').replace(',', '')}-{recipe.seed}-{fold.name}"
-    clock = out.with_name(out.name + ".seconds")
+def trained(fold: Path, options: argparse.Namespace, recipe: Recipe) -> Path:
+    """The fold's model."""
+    out: Path = options.work / f"{recipe.name.replace(' ', '-').replace(',', '')}-{recipe.seed}-{fold.name}"
     if not out.exists():
-        start = time.monotonic()
         beside = [options.beside] if recipe.name in BESIDE else []
         train_teacher([*beside, fold], options.base_model, recipe, out)
-        clock.write_text(f"{time.monotonic() - start}\n")
-    return out, float(clock.read_text())
+    return out
 
 
-def rows(found: dict[str, tuple[Outcome, float]]) -> list[dict[str, Any]]:
+def rows(found: dict[str, Outcome]) -> list[dict[str, Any]]:
     """The report's rows, beside the plain recipe."""
-    plain = found[PLAIN][0] if PLAIN in found else None
-    return [row(name, outcome, plain) | {"seconds": seconds} for name, (outcome, seconds) in found.items()]
+    return [row(name, outcome, found.get(PLAIN)) for name, outcome in found.items()]
 
 
-def table(found: dict[str, tuple[Outcome, float]]) -> str:
+def table(found: dict[str, Outcome]) -> str:
     """Markdown."""
-    lines = ["| | nDCG@10 | difference | AUC | difference | s / fold |", "|---|---:|---:|---:|---:|---:|"]
+    lines = ["| | nDCG@10 | difference | AUC | difference |", "|---|---:|---:|---:|---:|"]
     for one in rows(found):
         difference = "–"
         if "ndcg_difference" in one:
             value, low, high = one["ndcg_difference"]
             difference = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
         area = f"{one['auc_difference']:+.3f}" if "auc_difference" in one else "–"
-        lines.append(f"| {one['name']} | {one['ndcg']:.3f} | {difference} | {one['auc']:.3f} | {area} | {one['seconds']:.0f} |")
+        lines.append(f"| {one['name']} | {one['ndcg']:.3f} | {difference} | {one['auc']:.3f} | {area} |")
     return "\n".join(lines) + "\n"
 
 
-def write(options: argparse.Namespace, found: dict[str, tuple[Outcome, float]], machine: dict[str, Any], dataset: Dataset) -> None:
+def write(options: argparse.Namespace, found: dict[str, Outcome], machine: dict[str, Any], dataset: Dataset) -> None:
     """The report as JSON."""
     content = {
         "data": dataset.name,
@@ -148,7 +141,7 @@ def write(options: argparse.Namespace, found: dict[str, tuple[Outcome, float]], 
         "folds": options.folds,
         "seed": options.seed,
         "runs": options.runs,
-        "queries": len(found["BM25"][0].ndcg),
+        "queries": len(found["BM25"].ndcg),
         "recipe": load_recipe(options.recipe).to_json(),
         "techniques": TECHNIQUES | BESIDE,
         "rows": rows(found),

@@ -13,23 +13,13 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from fixtures_cli import ok, run
 from fixtures_export import make_export
 
 from edgerec.cli import cli
 from edgerec.cli_output import write_text
 
 SHOP = ("--items", "60", "--queries", "12", "--users", "5", "--events", "60", "--seed", "3")
-
-
-def run(*words: object, text: str | None = None) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words], input=text, prog_name="edgerec")
-
-
-def ok(*words: object, text: str | None = None) -> Result:
-    result = run(*words, text=text)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def all_commands() -> list[tuple[str, ...]]:

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from fixtures_cli import ok, run
 from fixtures_export import write_tokenizer
 from fixtures_traced import traced_unmeasured
-
-from edgerec.cli import cli
 
 TEACHER = """
 name = "tiny-teacher"
@@ -46,16 +44,6 @@ feature_dim = 4
 feature_hidden = 4
 unlabelled_per_query = 2
 """
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words], prog_name="edgerec")
-
-
-def ok(*words: object) -> Result:
-    result = run(*words)
-    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    return result
 
 
 @pytest.fixture(scope="module")
