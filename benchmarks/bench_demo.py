@@ -31,18 +31,20 @@ from held_out import Outcome, judge, open_folds, random_order, row
 from numpy.typing import NDArray
 from turns import describe_machine, report
 
-TEACHER, ENSEMBLE = "demo-teacher", "ensemble"
+TEACHER, ENSEMBLE, WITHOUT = "demo-teacher", "ensemble", " without features"
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A student: a shipped recipe, and keys of its ``[student]`` and ``[fit]`` that differ; or another one, its states kept otherwise."""
+    """A student: a shipped recipe, and keys of its ``[student]``, ``[fit]`` and ``[loss]`` that differ; or another one, its states kept
+    otherwise."""
 
     recipe: str = "demo-student"
     same_as: str = ""
     state_precision: str = ""
     student: Mapping[str, Any] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)
+    loss: Mapping[str, Any] = field(default_factory=dict)
 
 
 TINY, LONGER = {"init": "models/tiny-bert"}, {"epochs": 6, "learning_rate": 5e-4}
@@ -57,6 +59,7 @@ STUDENTS = {
     "four layers alone": Made(student={"query_layers": 4}),
     "four layers alone, twice the passes": Made(student={"query_layers": 4}, fit={"epochs": 4}),
     "four layers alone, closing slowly": Made(student={"query_layers": 4, "closing": 0.5}),
+    "four layers alone, the teacher's vectors": Made(student={"query_layers": 4}, loss={"hidden": 5.0}),
     "four layers alone, more pairs": Made(student={"query_layers": 4, "unlabelled_per_query": 18}),
     "four layers alone, one whole state": Made(student={"query_layers": 4, **WHOLE}),
     "four layers alone, six of the item": Made(student={"query_layers": 4, "item_layers": 6}),
@@ -145,7 +148,8 @@ def teachers_of(options: argparse.Namespace) -> dict[str, tuple[str, Path]]:
 def recipe_of(made: Made) -> Recipe:
     """The recipe with its changes."""
     recipe = load_recipe(Path(made.recipe))
-    return replace(recipe, student=replace(recipe.student, **made.student), fit=replace(recipe.fit, **made.fit))
+    student, fit, loss = replace(recipe.student, **made.student), replace(recipe.fit, **made.fit), replace(recipe.loss, **made.loss)
+    return replace(recipe, student=student, fit=fit, loss=loss)
 
 
 def last(recipe: Recipe, seed: int) -> Recipe:
@@ -173,6 +177,10 @@ def table(runs: Sequence[Mapping[str, Outcome]], random: NDArray[np.float64], te
             one["less_fp32"] = found[name].difference(found[name.removesuffix(INT8)])
             loss = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*one["less_fp32"])
         print(f"| {name} | {one['ndcg']:.4f} | {gain} | {one['auc']:.3f} | {kept} | {of_cross} | {loss} |")
+    for one in rows:
+        if (bare := one["name"] + WITHOUT) in found:
+            one["less_bare"] = found[one["name"]].difference(found[bare])
+            print("features of {}: nDCG@10 {:+.4f} [{:+.4f}, {:+.4f}]".format(one["name"], *one["less_bare"]))
     return rows
 
 

@@ -115,6 +115,7 @@ class LossSettings:
     margin_mse : distillation: squared error of all score margins within a query.
     listwise_kl : distillation: KL(teacher || student) of the softmax over a query's items at ``temperature``.
     mse : distillation: squared error of the logit itself.
+    hidden : distillation: squared error of the vector that the head reads, beside the first teacher's; both must be of one width.
     r_drop : every step runs twice, under different dropout, and the two answers are drawn together by this weight.
     """
 
@@ -126,6 +127,7 @@ class LossSettings:
     margin_mse: float = 0.0
     listwise_kl: float = 0.0
     mse: float = 0.0
+    hidden: float = 0.0
     r_drop: float = 0.0
     temperature: float = 1.0
 

@@ -38,14 +38,18 @@ from .unjudged import with_unjudged
 
 
 class DistillTask:
-    """Teacher scores and judgements in, loss out."""
+    """Teacher scores and judgements in, loss out. ``guide``: the teacher whose vectors ``loss.hidden`` looks at, of training texts as they
+    are."""
 
-    def __init__(self, scorer: StudentScorer, train: Pairs, targets: Scores, dev: Pairs, recipe: Recipe) -> None:
+    def __init__(
+        self, scorer: StudentScorer, train: Pairs, targets: Scores, dev: Pairs, recipe: Recipe, guide: StudentScorer | None = None
+    ) -> None:
         self._scorer, self._train, self._dev, self._settings = scorer, train, dev, recipe.loss
         self._targets, self._closing = torch.from_numpy(targets), recipe.student.closing
         self._augment = augmenter(recipe.augment, item_fields=scorer.text.spec.item_fields, seed=recipe.seed)
         self._table, self._hashed = TokenTable(train, scorer.text), scorer.hash(train)
         self._dev_table, self._dev_hashed = TokenTable(dev, scorer.text), scorer.hash(dev)
+        self._guide = None if guide is None else (guide, TokenTable(train, guide.text), guide.hash(train))
 
     def losses(self, rows: Rows, epoch: int, progress: float) -> dict[str, Tensor]:
         if isinstance(self._scorer.student, MidStudent):
@@ -55,13 +59,23 @@ class DistillTask:
             changed = self._augment.pairs(self._train, rows, epoch)
             table, hashed, places = TokenTable(changed, self._scorer.text), self._scorer.hash(changed), np.arange(len(rows))
         known = (torch.from_numpy(self._train.label[rows]), torch.from_numpy(self._train.query[rows]), self._targets[rows])
+        taught = self._taught_vectors(rows)
 
         def answer() -> Answers:
-            logits = self._scorer.forward(table, hashed, places)
+            found = self._scorer.forward(table, hashed, places, vectors=True)
+            logits, vectors = found[:, 0], found[:, 1:]
             labels, groups, targets = (values.to(logits.device) for values in known)
-            return Answers(logits.unsqueeze(1), logits, labels, groups, targets)
+            return Answers(logits.unsqueeze(1), logits, labels, groups, targets, vectors, taught)
 
         return loss_terms(answer, self._settings)
+
+    @torch.no_grad()
+    def _taught_vectors(self, rows: Rows) -> Tensor | None:
+        if self._guide is None:
+            return None
+        guide, table, hashed = self._guide
+        guide.student.eval()
+        return guide.forward(table, hashed, rows, vectors=True)[:, 1:]
 
     def queries(self, rows: Rows) -> Rows:
         return self._train.query[rows]
@@ -113,6 +127,7 @@ def distill(
     seed_everything(recipe.seed)
     try:
         scorer = _new_student(folders[0], infos[0], recipe, run, train)
+        guide = guide_of(folders[0], scorer, recipe)
     except EdgerecError:
         discard_run(run)
         raise
@@ -120,7 +135,7 @@ def distill(
     if recipe.student.init != "teacher":
         made_of["init"] = weights_sha256(Path(recipe.student.init))
     facts = provenance(datasets, recipe, made_of)
-    task = DistillTask(scorer, train, targets, dev, recipe)
+    task = DistillTask(scorer, train, targets, dev, recipe, guide)
     result = fit_student(scorer, train, task, recipe, run=run, facts=facts, progress=progress)
     return finish_student(out, run, scorer, {**student_info(scorer, datasets, train, recipe), "teachers": members, **facts, **result})
 
@@ -131,6 +146,24 @@ def check_taught(recipe: Recipe) -> None:
         raise InputError(f"distillation needs one of loss.{', loss.'.join(TAUGHT)} above 0")
     if recipe.loss.classes:
         raise InputError("a student has one logit: loss.classes belongs to teacher recipes")
+
+
+def guide_of(teacher: Path, scorer: StudentScorer, recipe: Recipe) -> StudentScorer | None:
+    """The teacher whose vectors the student is to have; None where ``loss.hidden`` is 0.
+
+    Raises InputError where it is no BERT-type encoder of the student's width.
+    """
+    if not recipe.loss.hidden:
+        return None
+    info = read_training_json(teacher, "teacher", "student")
+    if info["kind"] == "student":
+        guide = StudentScorer.load(teacher)
+    else:
+        text = TextEncoder(teacher / "tokenizer.json", TextSpec.from_json(info["text"]))
+        guide = StudentScorer(student_from_encoder(teacher), text, None)
+    if (theirs := guide.student.shape.hidden) != (own := scorer.student.shape.hidden):
+        raise InputError(f"loss.hidden needs a first teacher as wide as the student: {teacher} has {theirs}, the student {own}")
+    return guide
 
 
 def student_pairs(datasets: Sequence[Dataset], recipe: Recipe) -> Pairs:

@@ -217,23 +217,29 @@ class MidStudent(nn.Module):
         item_lengths: Tensor,
         feature_ids: Tensor | None = None,
         feature_weights: Tensor | None = None,
+        *,
+        vectors: bool = False,
     ) -> Tensor:
-        """Query rows [B, R, H], states [B, T, G * W], lengths [B] each, features [B, F] -> logits float32 [B]."""
+        """Query rows [B, R, H], states [B, T, G * W], lengths [B] each, features [B, F] -> logits float32 [B], or [B, 1 + H] with the
+        ``vectors`` beside them that the head reads of the text."""
         mask = padding_mask(query_lengths, queries.shape[1], queries.dtype)
         first = self.query.join(queries, mask, states, padding_mask(item_lengths, states.shape[1], queries.dtype))
-        joined = self.dropout(first if self.pooler is None else torch.tanh(self.pooler(first)))
+        text = first if self.pooler is None else torch.tanh(self.pooler(first))
+        joined = self.dropout(text)
         if self.features is not None:
             if feature_ids is None or feature_weights is None:
                 raise InputError("this student has hashed features: pass feature_ids and feature_weights")
             joined = torch.cat([joined, self.features(feature_ids, feature_weights)], dim=1)
-        return self.head(joined)[:, 0].float()  # type: ignore[no-any-return]
+        logits: Tensor = self.head(joined).float()
+        return torch.cat([logits, text.float()], dim=1) if vectors else logits[:, 0]
 
     def stored(self, states: Tensor) -> Tensor:
         """States [U, T, G * W] as they come back from where they are kept."""
         return as_stored(states, self.shape.state_precision, self.shape.state_width)
 
-    def forward_rows(self, table: TokenTable, hashed: HashedRows | None, rows: Rows) -> Tensor:
-        """Logits [P] of the rows, in their order: each item and query among them is encoded once, pairs are joined packed by length.
+    def forward_rows(self, table: TokenTable, hashed: HashedRows | None, rows: Rows, *, vectors: bool = False) -> Tensor:
+        """Logits [P] of the rows, or [P, 1 + H] with ``vectors``, in their order: each item and query among them is encoded once, pairs are
+        joined packed by length.
 
         While training with a ``view`` left, every pair is encoded as one.
         """
@@ -255,7 +261,7 @@ class MidStudent(nn.Module):
             inputs = [own, of_query, kept, of_item]
             if hashed is not None:
                 inputs += tensors(hashed.ids[rows[filled]], hashed.weights[rows[filled]])
-            parts.append(self(*inputs)[: len(chosen)])
+            parts.append(self(*inputs, vectors=vectors)[: len(chosen)])
         return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
 
     def _sides(self, table: TokenTable, queries: Rows, items: Rows, multiple: int) -> tuple[Rows, Rows, Sides]:

@@ -22,6 +22,7 @@ class Answers:
     outputs : [P, 1] logits, or [P, K] of a K-class head; scores : [P], what ranking would sort by.
     labels : [P] in [0, 1], NaN where nobody judged; groups : int64 [P], the query of each row.
     targets : [P], what the student should score; None where nobody teaches.
+    vectors, target_vectors : [P, H], what the head reads of the text, the student's and the first teacher's; None where nobody asked.
     """
 
     outputs: Tensor
@@ -29,6 +30,8 @@ class Answers:
     labels: Tensor
     groups: Tensor
     targets: Tensor | None = None
+    vectors: Tensor | None = None
+    target_vectors: Tensor | None = None
 
     @property
     def taught(self) -> Tensor:
@@ -37,12 +40,20 @@ class Answers:
             raise ValueError("no teacher: these answers have no targets")
         return self.targets
 
+    @property
+    def vector_error(self) -> Tensor:
+        """The mean squared error of the vectors."""
+        if self.vectors is None or self.target_vectors is None:
+            raise ValueError("nobody asked for the vectors of these answers")
+        return F.mse_loss(self.vectors, self.target_vectors)
+
 
 Term: TypeAlias = Callable[[Answers, LossSettings], Tensor]
 
 TAUGHT: dict[str, Term] = {
     "mse": lambda a, s: F.mse_loss(a.scores, a.taught),
     "margin_mse": lambda a, s: losses.margin_mse(a.scores, a.taught, a.groups),
+    "hidden": lambda a, s: a.vector_error,
     "listwise_kl": lambda a, s: losses.listwise_kl(a.scores, a.taught, a.groups, s.temperature),
 }
 """Terms that need a teacher, by the name of their weight in the recipe."""

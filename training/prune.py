@@ -20,7 +20,7 @@ from torch import nn
 from edgerec.errors import InputError
 
 from .config import Recipe
-from .distill import DistillTask, check_taught, distill_batches, finish_student, fit_student, student_info, student_pairs
+from .distill import DistillTask, check_taught, distill_batches, finish_student, fit_student, guide_of, student_info, student_pairs
 from .loop import Task, open_run, seed_everything
 from .pairs import Rows, judged_pairs
 from .provenance import provenance, read_training_json, weights_sha256
@@ -90,14 +90,15 @@ def prune(
     if settings.flops < 1:
         folders = [Path(t) for t in teachers] or [student]
         targets, members = ensemble_targets(folders, train, datasets, recipe, out.parent, progress=progress)
+        guide = guide_of(folders[0], scorer, recipe)
         seed_everything(recipe.seed)
         whole, tokens = scorer.student.shape, scorer.text.spec.max_tokens
         assert isinstance(scorer.student, Student)
-        task = DistillTask(scorer, train, targets, dev, recipe)
+        task = DistillTask(scorer, train, targets, dev, recipe, guide)
         units = importance(scorer.student, task, distill_batches(train, recipe, 0)[: settings.batches])
         scorer = StudentScorer(smaller(scorer.student, choose(units, whole, settings.flops, tokens)), scorer.text, scorer.features)
         pruning["flops"] = flops(scorer.student.shape, tokens) / flops(whole, tokens)
-        task = DistillTask(scorer, train, targets, dev, recipe)
+        task = DistillTask(scorer, train, targets, dev, recipe, guide)
         pruning["dev_unrecovered"] = task.evaluate()
         result = fit_student(scorer, train, task, recipe, run=run, facts=facts, progress=progress)
     else:

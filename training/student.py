@@ -187,24 +187,28 @@ class Student(nn.Module):
         token_type_ids: Tensor,
         feature_ids: Tensor | None = None,
         feature_weights: Tensor | None = None,
+        *,
+        vectors: bool = False,
     ) -> Tensor:
-        """Integers [B, T] and [B, F], float32 weights [B, F] -> logits float32 [B]."""
-        joined = self.dropout(self.tower(input_ids, attention_mask, token_type_ids))
+        """Integers [B, T] and [B, F], float32 weights [B, F] -> logits float32 [B]; with ``vectors`` [B, 1 + H], the tower's beside."""
+        text = self.tower(input_ids, attention_mask, token_type_ids)
+        joined = self.dropout(text)
         if self.features is not None:
             if feature_ids is None or feature_weights is None:
                 raise InputError("this student has hashed features: pass feature_ids and feature_weights")
             joined = torch.cat([joined, self.features(feature_ids, feature_weights)], dim=1)
-        return self.head(joined)[:, 0].float()  # type: ignore[no-any-return]
+        logits: Tensor = self.head(joined).float()
+        return torch.cat([logits, text.float()], dim=1) if vectors else logits[:, 0]
 
-    def forward_rows(self, table: TokenTable, hashed: HashedRows | None, rows: Rows) -> Tensor:
-        """Logits [P] of the rows, in their order, through forward passes packed by length."""
+    def forward_rows(self, table: TokenTable, hashed: HashedRows | None, rows: Rows, *, vectors: bool = False) -> Tensor:
+        """Logits [P] of the rows, in their order, through forward passes packed by length; with ``vectors`` [P, 1 + H], as `forward`."""
         parts, places = [], []
         for batch in table.forward_batches(rows, few_shapes=few_shapes()):
             inputs = tensors(batch.input_ids, batch.attention_mask, batch.token_type_ids)
             if hashed is not None:
                 chosen = np.resize(rows[batch.rows], len(batch.input_ids))
                 inputs += tensors(hashed.ids[chosen], hashed.weights[chosen])
-            parts.append(self(*inputs)[: len(batch.rows)])
+            parts.append(self(*inputs, vectors=vectors)[: len(batch.rows)])
             places.append(batch.rows)
         return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
 
@@ -312,9 +316,10 @@ class StudentScorer:
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as e:
             raise BundleError(f"{folder}: damaged student folder: {e}") from e
 
-    def forward(self, table: TokenTable, hashed: HashedRows | None, rows: Rows) -> Tensor:
-        """Logits [P] of the rows, in their order, through forward passes packed by length."""
-        return self.student.forward_rows(table, hashed, rows)
+    def forward(self, table: TokenTable, hashed: HashedRows | None, rows: Rows, *, vectors: bool = False) -> Tensor:
+        """Logits [P] of the rows, in their order, through forward passes packed by length; with ``vectors`` [P, 1 + H], what the head reads
+        of the text beside them."""
+        return self.student.forward_rows(table, hashed, rows, vectors=vectors)
 
     @torch.no_grad()
     def score_pairs(
