@@ -18,6 +18,7 @@ be worth it in a larger one.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,8 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     LONGER: {},
     "LoRA, rank 8": {"fit": {"learning_rate": 1e-3, "lora": {"rank": 8}}},
 }
-BESIDE: dict[str, dict[str, Any]] = {
-    "other data mixed with it": {},
-    "other data before it": {"fit": {"curriculum": True}},
-}
-"""Trained on ``--beside`` too."""
+MIXED, BEFORE = "other data mixed with it", "other data before it"
+"""Trained on ``--beside`` too; before it: in every pass."""
 FEWER = {"half of the queries": 2, "a quarter of the queries": 4}
 """The plain recipe with one in so many of the training queries, seen so many times more often: as many steps."""
 
@@ -64,13 +62,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--base-model", required=True)
-    parser.add_argument("--beside", type=Path, help=f"another data set, for the rows {', '.join(BESIDE)}")
+    parser.add_argument("--beside", type=Path, help=f"another data set, for {MIXED!r} and {BEFORE!r}")
     parser.add_argument("--recipe", type=Path, required=True, help="the plain recipe: a TOML file, or a shipped name")
     parser.add_argument("--work", type=Path, required=True, help="where folds and models are kept")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the folds and of the first run")
     parser.add_argument("--runs", type=int, default=1, help="of each technique, with seeds from --seed on; a query's nDCG is their mean")
-    parser.add_argument("--only", action="append", choices=[*TECHNIQUES, *BESIDE, *FEWER], help=f"repeatable; {PLAIN} is always there")
+    parser.add_argument(
+        "--only", action="append", choices=[*TECHNIQUES, MIXED, BEFORE, *FEWER], help=f"repeatable; {PLAIN} is always there"
+    )
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     machine = describe_machine()
@@ -79,13 +79,13 @@ def main() -> None:
     found = {"BM25": judge(folds, [Bm25(load_dataset(fold)) for fold in folds])}
     if (Path(options.base_model) / "training.json").exists():
         found["as it came"] = judge(folds, [Teacher.load(Path(options.base_model))] * len(folds))
-    known = [*TECHNIQUES, *(BESIDE if options.beside else ()), *FEWER]
+    known = [*TECHNIQUES, *((MIXED, BEFORE) if options.beside else ()), *FEWER]
     names = [PLAIN, *(n for n in known if n != PLAIN and n in (options.only or known))]
     for name in names:
         taught = [fewer(fold, FEWER[name], options.seed) for fold in folds] if name in FEWER else folds
         outcomes = []
         for seed in range(options.seed, options.seed + options.runs):
-            models = [trained(fold, options, changed(base, name, seed)) for fold in taught]
+            models = [trained(name, fold, options, changed(base, name, seed)) for fold in taught]
             outcomes.append(judge(folds, [Teacher.load(model) for model in models]))
         found[name] = Outcome.mean(outcomes)
         print(table(found), flush=True)
@@ -101,17 +101,20 @@ def changed(base: Recipe, name: str, seed: int) -> Recipe:
         return {**table, **{key: merged(table.get(key), value) for key, value in changes.items()}}
 
     times = FEWER.get(name, 2 if name == LONGER else 1)
-    changes = {"fit": {"epochs": base.fit.epochs * times}} if times > 1 else {**TECHNIQUES, **BESIDE}[name]
+    changes = {"fit": {"epochs": base.fit.epochs * times}} if times > 1 else TECHNIQUES.get(name, {})
     kept_last = merged(base.to_json(), {"fit": {"eval_every": LAST}})
     return recipe_from_json(merged(kept_last, {**changes, "name": name, "seed": seed}), name)
 
 
-def trained(fold: Path, options: argparse.Namespace, recipe: Recipe) -> Path:
+def trained(name: str, fold: Path, options: argparse.Namespace, recipe: Recipe) -> Path:
     """The fold's model."""
-    out: Path = options.work / f"{recipe.name.replace(' ', '-').replace(',', '')}-{recipe.seed}-{fold.name}"
-    if not out.exists():
-        beside = [options.beside] if recipe.name in BESIDE else []
-        train_teacher([*beside, fold], options.base_model, recipe, out)
+    out: Path = options.work / f"{name.replace(' ', '-').replace(',', '')}-{recipe.seed}-{fold.name}"
+    if out.exists():
+        return out
+    data = [options.beside, fold] if name in (MIXED, BEFORE) else [fold]
+    if name == BEFORE:
+        recipe = replace(recipe, fit=replace(recipe.fit, curriculum=tuple(load_dataset(one).name for one in data)))
+    train_teacher(data, options.base_model, recipe, out)
     return out
 
 
@@ -143,7 +146,7 @@ def write(options: argparse.Namespace, found: dict[str, Outcome], machine: dict[
         "runs": options.runs,
         "queries": len(found["BM25"].ndcg),
         "recipe": load_recipe(options.recipe).to_json(),
-        "techniques": TECHNIQUES | BESIDE,
+        "techniques": TECHNIQUES,
         "rows": rows(found),
     }
     report("edgerec-bench-techniques", machine, ("torch", "transformers", "numpy"), content, options.out)
