@@ -258,10 +258,10 @@ def test_a_view_that_closes_while_training_is_closed_in_the_end(trained: Path, s
     seen: list[float] = []
 
     class Watched(MidStudent):
-        def forward_rows(self, *args: Any) -> Tensor:
+        def forward_rows(self, *args: Any, **options: Any) -> Tensor:
             if self.training:
                 seen.append(self.view)
-            return super().forward_rows(*args)
+            return super().forward_rows(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("edgerec.training.mid_start.MidStudent", Watched)
