@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench_ladder import LAST
 from edgerec.training.config import Recipe, load_recipe, recipe_from_json
 from edgerec.training.data import Dataset, load_dataset
 from edgerec.training.first_stage import Bm25
@@ -32,8 +33,6 @@ from turns import report
 from edgerec.machine import describe_machine
 
 RESULT = Path(__file__).parent / "results" / "techniques.json"
-LAST = 1_000_000
-"""``fit.eval_every`` that looks at dev at the end alone."""
 PLAIN, LONGER = "plain", "twice the passes"
 TECHNIQUES: dict[str, dict[str, Any]] = {
     PLAIN: {},
