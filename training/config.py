@@ -72,7 +72,7 @@ class FitSettings:
     eval_every : steps between evaluations on dev (and checkpoints); 0 means four times an epoch.
     dropout : chance that an activation is dropped, in every layer. What a teacher says is exact, so a student can do without, and its steps
         are cheaper then.
-    precision : ``auto`` takes bf16 autocast where the processor has it, else ``fp32``; ``bf16`` insists.
+    precision : ``auto`` takes bf16 autocast where the processor is faster in it, else ``fp32``; ``bf16`` insists.
     layer_decay : each layer learns at this share of the rate of the one above it, see `edgerec.training.groups`; 1 is one rate for all.
     ema : decay of the moving average of the weights, which is evaluated and kept in their stead; 0 keeps the weights themselves.
     start_share : share of the weights that the run begins with in those that are evaluated and kept, for a model that ranked before.

@@ -48,20 +48,24 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def has_bf16(kind: str) -> bool:
-    """Whether bf16 products are instructions there. oneDNN also says yes where it can only imitate them, at a quarter of fp32's speed."""
+def has_fast_bf16(kind: str) -> bool:
+    """Whether bf16 products are faster than fp32's there.
+
+    oneDNN also says yes where it can only imitate them, at a quarter of the speed. Intel's AVX-512 instruction for them has half the speed
+    of fp32's: what is fast there is AMX, which a hypervisor may hide.
+    """
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     found = torch.cpu.get_capabilities()
     if found["architecture"] == "x86_64":
-        return bool(found["avx512_bf16"] or found["amx_bf16"])
+        return bool(found["amx_bf16"] or (found["avx512_bf16"] and not found.get("cpu_name", "").startswith("Intel")))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def autocast(precision: str) -> AbstractContextManager[Any]:
-    """bf16 autocast where asked for, or where ``auto`` finds hardware for it."""
+    """bf16 autocast where asked for, or where ``auto`` finds hardware that is faster in it."""
     kind = device().type
-    if precision == "fp32" or (precision == "auto" and not has_bf16(kind)):
+    if precision == "fp32" or (precision == "auto" and not has_fast_bf16(kind)):
         return nullcontext()
     return torch.autocast(kind, dtype=torch.bfloat16)
 
