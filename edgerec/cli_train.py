@@ -37,18 +37,23 @@ def train(data: tuple[Path, ...], base_model: str, recipe: Path, out: Path, embe
 
         settings = load_recipe(recipe)
         result = train_teacher(data, base_model, settings, out, embedder=embedder, resume=resume, progress=on_terminal())
-    _show_once(result if as_json else _summary(out, result), as_json=as_json)
+    _show_trained(result if as_json else _summary(out, result), as_json=as_json)
 
 
-def _show_once(result: Mapping[str, Any], *, as_json: bool) -> None:
-    """Of several processes that torchrun started the first speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        show(result, as_json=as_json)
+def _show_trained(result: Mapping[str, Any], *, as_json: bool) -> None:
+    """The result, and a warning where the model ranks a dev split worse than BM25 does. Of torchrun's processes the first speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    show(result, as_json=as_json)
+    for name, first_stage in result["first_stage"].items():
+        if (own := result["dev"][name]) < first_stage:
+            worse = f"{name} is {own:.3f} on the dev split, BM25's is {first_stage:.3f}: this model would make rankings worse"
+            click.echo(f"warning: {worse}; it wants more judgements, more steps, or a larger model", err=True)
 
 
 def _summary(out: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """What a person wants to see of ``training.json``."""
-    return {"folder": str(out)} | {key: result[key] for key in ("steps", "best_step", "dev") if key in result}
+    return {"folder": str(out)} | {key: result[key] for key in ("steps", "best_step", "dev", "first_stage")}
 
 
 @click.command()
@@ -76,7 +81,7 @@ def distill(
 
         settings = load_recipe(student)
         result = run(teachers, data, settings, out, embedder=embedder, resume=resume, progress=on_terminal())
-    _show_once(result if as_json else _summary(out, result), as_json=as_json)
+    _show_trained(result if as_json else _summary(out, result), as_json=as_json)
 
 
 @click.command()
@@ -99,7 +104,7 @@ def prune(student: Path, out: Path, recipe: Path, data: tuple[Path, ...], teache
         from .training.prune import prune as run
 
         result = run(student, data, load_recipe(recipe), out, teachers=teachers, resume=resume, progress=on_terminal())
-    show(result if as_json else _summary(out, result) | {"pruning": result["pruning"]}, as_json=as_json)
+    _show_trained(result if as_json else _summary(out, result) | {"pruning": result["pruning"]}, as_json=as_json)
 
 
 @click.command("add-retrieval")

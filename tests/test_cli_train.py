@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edgerec.training.data import load_dataset
+from edgerec.training.evaluate import evaluate
 from fixtures_cli import ok, run
 from fixtures_export import write_tokenizer
 from fixtures_traced import traced_unmeasured
@@ -77,6 +79,19 @@ def test_the_table_has_a_row_for_every_stage(work: Path) -> None:
     ok("evaluate", "--data", work / "shop", "--split", "dev", *models, "--json", work / "table.json")
     rows = json.loads((work / "table.json").read_text(encoding="utf-8"))["rows"]
     assert [row["name"] for row in rows] == ["no rerank", "BM25", "teacher", "student", "bundle"]
+
+
+def test_a_model_that_is_worse_than_bm25_on_dev_is_warned_about(work: Path) -> None:
+    """One step of a random encoder teaches nothing. BM25's figure is the table's."""
+    (work / "short.toml").write_text(TEACHER.replace("max_steps = 6", "max_steps = 1"), encoding="utf-8")
+    done = ok("train", "--data", work / "shop", "--base-model", work / "base", "--recipe", work / "short.toml", "--out", work / "short")
+    info = json.loads((work / "short" / "training.json").read_text(encoding="utf-8"))
+    bm25 = next(row for row in evaluate(work / "shop", "dev").rows if row.name == "BM25")
+    name = f"ndcg@10/{load_dataset(work / 'shop').name}"
+    assert info["first_stage"][name] == pytest.approx(bm25.ndcg.value)
+    assert info["dev"][name] < info["first_stage"][name]
+    assert f"warning: {name} is {info['dev'][name]:.3f} on the dev split, BM25's is {bm25.ndcg.value:.3f}" in done.stderr
+    assert f"first_stage.{name}: " in done.stdout
 
 
 def test_two_rankers_are_compared(work: Path) -> None:

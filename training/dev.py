@@ -1,13 +1,17 @@
-"""Dev metrics during training: nDCG@10 and AUC by data set, and the one figure that chooses a checkpoint."""
+"""Dev metrics during training: nDCG@10 and AUC by data set, the one figure that chooses a checkpoint, and BM25's beside them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgerec.metrics import auc, gain, ndcg
 
-from .judged import RELEVANT_LABEL
+from .data import Dataset
+from .first_stage import Bm25
+from .judged import RELEVANT_LABEL, judged_lists
 from .pairs import Pairs
 
 
@@ -34,3 +38,16 @@ def dev_metrics(pairs: Pairs, scores: NDArray[np.float32]) -> dict[str, float]:
             metrics[f"auc/{name}"] = float(auc(relevant, scores[rows]))
     metrics["objective"] = float(np.mean(list(metrics.values()))) if metrics else float("-inf")
     return metrics
+
+
+def first_stage_metrics(datasets: Sequence[Dataset]) -> dict[str, float]:
+    """BM25's ``ndcg@10/NAME`` on the dev splits, as `edgerec evaluate` has it: a model below it makes rankings worse."""
+    found: dict[str, float] = {}
+    for dataset in datasets:
+        if not dataset.qrels.get("dev"):
+            continue
+        lists, bm25 = judged_lists(dataset, "dev"), Bm25(dataset)
+        per_query = [ndcg(gain(one.grades, dataset.grade_min), bm25.score(one.query, one.items), 10) for one in lists]
+        if not np.isnan(per_query).all():
+            found[f"ndcg@10/{dataset.name}"] = float(np.nanmean(per_query))
+    return found

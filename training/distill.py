@@ -23,7 +23,7 @@ from . import workers
 from .augment import augmenter
 from .config import Recipe
 from .data import Dataset
-from .dev import dev_metrics
+from .dev import dev_metrics, first_stage_metrics
 from .groups import parameter_groups
 from .loop import Task, discard_run, fit, open_run, seed_everything, set_dropout
 from .mid import MidStudent, view_left
@@ -196,7 +196,7 @@ def fit_student(
 
 
 def student_info(scorer: StudentScorer, datasets: Sequence[Dataset], train: Pairs, recipe: Recipe) -> dict[str, Any]:
-    """What ``training.json`` says of a student beside provenance and dev metrics."""
+    """What ``training.json`` says of a student beside provenance and its own dev metrics."""
     return {
         "kind": "student",
         "student": dataclasses.asdict(scorer.student.shape),
@@ -205,6 +205,7 @@ def student_info(scorer: StudentScorer, datasets: Sequence[Dataset], train: Pair
         "grades": {"min": datasets[0].grade_min, "max": datasets[0].grade_max},
         "pairs": {"judged": int((~np.isnan(train.label)).sum()), "unlabelled": int(np.isnan(train.label).sum())},
         "recipe": recipe.to_json(),
+        "first_stage": first_stage_metrics(datasets),
     }
 
 

@@ -23,7 +23,7 @@ from . import losses, workers
 from .augment import Augmenter, augmenter
 from .config import LossSettings, Recipe, recipe_from_json
 from .data import Dataset, load_dataset
-from .dev import dev_metrics
+from .dev import dev_metrics, first_stage_metrics
 from .groups import parameter_groups
 from .loop import autocast, device, few_shapes, fit, open_run, seed_everything, set_dropout
 from .lora import count_parameters, merged, with_lora
@@ -175,8 +175,8 @@ def train_teacher(
         AutoTokenizer.from_pretrained(base_model).save_pretrained(folder)
         shutil.copy(run / "tokenizer.json", folder / "tokenizer.json")
 
-    info = {"kind": "teacher", "text": encoder.spec.to_json(), "recipe": recipe.to_json(), "parameters": parameters, **facts, **result}
-    return finish(out, run, info, write)
+    info = {"kind": "teacher", "text": encoder.spec.to_json(), "recipe": recipe.to_json(), "parameters": parameters}
+    return finish(out, run, {**info, "first_stage": first_stage_metrics(datasets), **facts, **result}, write)
 
 
 def _warm_up_datasets(datasets: Sequence[Dataset], embedder: str, recipe: Recipe) -> list[Dataset]:
