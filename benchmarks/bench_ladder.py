@@ -8,8 +8,9 @@
    (``adapt-student``, and others like it).
 3. Each fold's dev queries are judged by the fold's models, in fp32 and as the int8 bundle that would be deployed.
 
-Retention is (student - random order) / (teacher - random order), with its 95 % interval over queries. What is in DIR already is not made
-again, so the bench can be broken off. No checkpoint is chosen on dev: every run keeps its last one.
+Retention is (student - random order) / (teacher - random order), with its 95 % interval over queries; of a mid-fusion student also the same
+with its cross twin in the teacher's place. What is in DIR already is not made again, so the bench can be broken off. No checkpoint is
+chosen on dev: every run keeps its last one.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ RUNGS = {
     "L6 mid": Rung("student-mid-l6"),
     "L6 mid, four layers alone": Rung("student-mid-l6", {"query_layers": 4}),
     "L6 mid, 128 numbers a token": Rung("student-mid-l6-128"),
+    "L6 mid, four layers alone, 128 numbers a token": Rung("student-mid-l6-128", {"query_layers": 4}),
     "L6 mid, 128 numbers a token, from L6": Rung("student-l6", shop=MID, like="L6", begins_as="L6"),
     "2 x 128 mid": Rung("student-mid-l2-128"),
 }
@@ -246,6 +248,8 @@ def ladder_row(name: str, found: dict[str, Outcome], random: NDArray[np.float64]
     best = found.get("ensemble") or next(one for other, one in found.items() if other.startswith("teacher"))
     one = row(name, found[name], found["BM25"])
     one["retention"], *one["retention_interval"] = found[name].retention(best, random)
+    if " mid" in name and (twin := cross_twin(name)) in found:
+        one["of_cross"], *one["of_cross_interval"] = found[name].retention(found[twin], random)
     if name.endswith(INT8):
         one["of_fp32"] = one["ndcg"] / float(np.nanmean(found[name.removesuffix(INT8)].ndcg))
     elif made:
@@ -256,13 +260,20 @@ def ladder_row(name: str, found: dict[str, Outcome], random: NDArray[np.float64]
     return one
 
 
+def cross_twin(name: str) -> str:
+    """The rung whose student is as large as this mid-fusion one and reads both sides together."""
+    return name.partition(" mid")[0] + (INT8 if name.endswith(INT8) else "")
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| | nDCG@10 | gain over BM25 | AUC | retention |", "|---|---:|---:|---:|---:|"]
+    lines = ["| | nDCG@10 | gain over BM25 | AUC | retention | of its cross twin |", "|---|---:|---:|---:|---:|---:|"]
     for one in rows:
         gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*one["ndcg_difference"]) if "ndcg_difference" in one else "–"
-        low, high = one["retention_interval"]
-        lines.append(f"| {one['name']} | {one['ndcg']:.3f} | {gain} | {one['auc']:.3f} | {one['retention']:.1%} [{low:.0%}, {high:.0%}] |")
+        kept, of_cross = (
+            "{:.1%} [{:.0%}, {:.0%}]".format(one[key], *one[f"{key}_interval"]) if key in one else "" for key in ("retention", "of_cross")
+        )
+        lines.append(f"| {one['name']} | {one['ndcg']:.3f} | {gain} | {one['auc']:.3f} | {kept} | {of_cross} |")
     return "\n".join(lines) + "\n"
 
 
