@@ -49,7 +49,8 @@ def training(suite: Any, not_run: type[Exception]) -> Iterator[dict[str, Any]]:
 
 
 def fast_bf16() -> bool:
-    """Whether this processor is faster in bf16, as `precision = "auto"` decides; Intel's needs AMX."""
+    """Whether this processor is faster in bf16, as `precision = "auto"` decides in `edgerec.training.loop`, which needs more packages than
+    there are on a GPU machine; Intel's needs AMX."""
     found = isas()
     return "amx" in found or ("avx512_bf16" in found and not describe_machine()["processor"].startswith("Intel"))
 

@@ -119,7 +119,7 @@ def distill(
     folders, out = [Path(teachers)] if isinstance(teachers, (str, Path)) else [Path(t) for t in teachers], Path(out)
     infos = [read_training_json(folder, "teacher", "student") for folder in folders]
     datasets = train_datasets(data)
-    train, dev = student_pairs(datasets, recipe), judged_pairs(datasets, "dev")
+    train, dev, first_stage = student_pairs(datasets, recipe), judged_pairs(datasets, "dev"), first_stage_metrics(datasets)
     run = open_run(out, resume=resume)  # only now, so that bad data leaves no run folder behind
     targets, members = workers.first(
         lambda: ensemble_targets(folders, train, datasets, recipe, out.parent, embedder=embedder, progress=progress)
@@ -137,7 +137,8 @@ def distill(
     facts = provenance(datasets, recipe, made_of)
     task = DistillTask(scorer, train, targets, dev, recipe, guide)
     result = fit_student(scorer, train, task, recipe, run=run, facts=facts, progress=progress)
-    return finish_student(out, run, scorer, {**student_info(scorer, datasets, train, recipe), "teachers": members, **facts, **result})
+    info = {**student_info(scorer, datasets, train, recipe), "first_stage": first_stage, "teachers": members, **facts, **result}
+    return finish_student(out, run, scorer, info)
 
 
 def check_taught(recipe: Recipe) -> None:
@@ -196,7 +197,7 @@ def fit_student(
 
 
 def student_info(scorer: StudentScorer, datasets: Sequence[Dataset], train: Pairs, recipe: Recipe) -> dict[str, Any]:
-    """What ``training.json`` says of a student beside provenance and its own dev metrics."""
+    """What ``training.json`` says of a student beside provenance and dev metrics."""
     return {
         "kind": "student",
         "student": dataclasses.asdict(scorer.student.shape),
@@ -205,7 +206,6 @@ def student_info(scorer: StudentScorer, datasets: Sequence[Dataset], train: Pair
         "grades": {"min": datasets[0].grade_min, "max": datasets[0].grade_max},
         "pairs": {"judged": int((~np.isnan(train.label)).sum()), "unlabelled": int(np.isnan(train.label).sum())},
         "recipe": recipe.to_json(),
-        "first_stage": first_stage_metrics(datasets),
     }
 
 

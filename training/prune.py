@@ -20,6 +20,7 @@ from torch import nn
 from edgerec.errors import InputError
 
 from .config import Recipe
+from .dev import first_stage_metrics
 from .distill import DistillTask, check_taught, distill_batches, finish_student, fit_student, guide_of, student_info, student_pairs
 from .loop import Task, open_run, seed_everything
 from .pairs import Rows, judged_pairs
@@ -73,7 +74,7 @@ def prune(
         raise InputError("nothing to prune: set prune.flops below 1 or prune.vocabulary = true in the recipe")
     read_training_json(student, "student")
     datasets = train_datasets(data)
-    dev, train = judged_pairs(datasets, "dev"), student_pairs(datasets, recipe)
+    dev, train, first_stage = judged_pairs(datasets, "dev"), student_pairs(datasets, recipe), first_stage_metrics(datasets)
     if settings.flops < 1:
         check_taught(recipe)
     scorer = StudentScorer.load(student)
@@ -104,7 +105,8 @@ def prune(
     else:
         after = DistillTask(scorer, train, np.zeros(len(train), np.float32), dev, recipe).evaluate()
         result = {"steps": 0, "best_step": 0, "dev": after, "history": []}
-    info = {**student_info(scorer, datasets, train, recipe), "teachers": members, "pruning": pruning, **facts, **result}
+    made = {"first_stage": first_stage, "teachers": members, "pruning": pruning}
+    info = {**student_info(scorer, datasets, train, recipe), **made, **facts, **result}
     return finish_student(out, run, scorer, info)
 
 

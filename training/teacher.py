@@ -141,7 +141,7 @@ def train_teacher(
         raise InputError(f"a teacher learns from judgements: give one of loss.{', loss.'.join(JUDGED)} a weight above 0")
     out, embedder = Path(out), embedder or base_model
     datasets = train_datasets(data)
-    dev = judged_pairs(datasets, "dev")
+    dev, first_stage = judged_pairs(datasets, "dev"), first_stage_metrics(datasets)
     seed_everything(recipe.seed)  # the head is new: its weights come from the seed
     model = _load_base(base_model, max(1, recipe.loss.classes))
     set_dropout(model, recipe.fit.dropout)
@@ -176,7 +176,7 @@ def train_teacher(
         shutil.copy(run / "tokenizer.json", folder / "tokenizer.json")
 
     info = {"kind": "teacher", "text": encoder.spec.to_json(), "recipe": recipe.to_json(), "parameters": parameters}
-    return finish(out, run, {**info, "first_stage": first_stage_metrics(datasets), **facts, **result}, write)
+    return finish(out, run, {**info, "first_stage": first_stage, **facts, **result}, write)
 
 
 def _warm_up_datasets(datasets: Sequence[Dataset], embedder: str, recipe: Recipe) -> list[Dataset]:
