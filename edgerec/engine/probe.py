@@ -24,8 +24,10 @@ _MAX_BYTES = 1 << 34
 
 # Of a zip archive: its end, an entry of its directory, and what precedes a member; fields that say nothing here are left out.
 _END = struct.Struct("<4s4HIIH")
-_ENTRY = struct.Struct("<4s4xHH4xIIIHHH8xI")
+_ENTRY = struct.Struct("<4s2xBxHH4xIIIHHH8xI")
 _LOCAL = struct.Struct("<4s22xHH")
+_NEWEST = 63
+"""The version of the format, times ten, up to which zipfile reads."""
 
 
 def check_probe(engine: Engine, files: BundleReader) -> None:
@@ -108,10 +110,12 @@ def _stored_members(data: bytes) -> dict[str, bytes] | None:
     for _ in range(count):
         if start + _ENTRY.size > len(data):
             return None
-        magic, flags, method, checksum, packed, plain, name_size, extra, comment, place = _ENTRY.unpack_from(data, start)
+        magic, needs, flags, method, checksum, packed, plain, name_size, extra, comment, place = _ENTRY.unpack_from(data, start)
         name = data[start + _ENTRY.size : start + _ENTRY.size + name_size]
         start += _ENTRY.size + name_size + extra + comment
-        if magic != b"PK\x01\x02" or flags or method or packed != plain or not name.isascii() or not name.endswith(b".npy"):
+        if magic != b"PK\x01\x02" or needs > _NEWEST or flags or method or packed != plain:
+            return None
+        if not name.isascii() or not name.endswith(b".npy"):
             return None
         if place + _LOCAL.size > len(data):
             return None
