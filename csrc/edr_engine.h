@@ -41,6 +41,7 @@ typedef struct edr_linear {
     const float *bias;          /* [N] */
     const float *scale, *sums;  /* int8: [N], of a column; its sum times its scale. Else NULL */
     int64_t inputs, outputs;    /* K, N */
+    int short_pairs;            /* int8: 1 if q[n][2 i] + q[n][2 i + 1] is in -128 .. 128 everywhere: times bytes it fits 16 bits. Else 0 */
 } edr_linear;
 
 /* One transformer layer. Its head count and inner size are its own: a pruned layer is smaller. */

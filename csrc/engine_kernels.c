@@ -94,7 +94,7 @@ TABLE(scalar_kernels, scalar, scalar, scalar)
 
 #ifdef EDR_X86
 
-/* ---- AVX2: products of 16-bit numbers, because the 8-bit instruction adds pairs in 16 bits and saturates ---- */
+/* ---- AVX2: products of bytes added up in pairs of 16 bits where no pair can saturate, else products of 16-bit numbers ---- */
 
 #define EDR_VECTOR 8
 #include "vector.h"
@@ -133,6 +133,33 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
     }
 }
 
+/* Of weights with short pairs: four products of a column become two sums of 16 bits, and these one of 32. 3 rows x 4 sums. */
+TARGET static ALWAYS_INLINE void dot_pairs_avx2(__m256i sum[3][4], const uint8_t *x, const int8_t *b, int64_t k, const int rows)
+{
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i s[3][4];
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < 4; c++) s[r][c] = _mm256_setzero_si256();
+    }
+    for (int64_t i = 0; i < k; i += 4, b += 4 * EDR_PANEL) {
+        UNROLL for (int r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, x + r * k + i, 4);
+            const __m256i spread = _mm256_set1_epi32(four);
+            UNROLL for (int c = 0; c < 4; c++) {
+                const __m256i weights = _mm256_loadu_si256((const __m256i *)(const void *)(b + 32 * c));
+                s[r][c] = _mm256_add_epi32(s[r][c], _mm256_madd_epi16(_mm256_maddubs_epi16(spread, weights), ones));
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int c = 0; c < 4; c++) {
+            PIN(s[r][c]);
+            sum[r][c] = s[r][c];
+        }
+    }
+}
+
 #define TILE_ROWS 3
 #define TILE_F32 3
 #define TILE_F32_MID 1
@@ -147,8 +174,10 @@ TARGET static ALWAYS_INLINE void dot_half_avx2(__m256i sum[3][4], int from, cons
         dot_half_avx2(sum, 0, x, b, k, rows);        \
         dot_half_avx2(sum, 2, x, (b) + 64, k, rows); \
     } while (0)
+#define DOT_PAIRS(sum, x, b, k, rows) dot_pairs_avx2(sum, x, b, k, rows)
 #include "kernels_float.h"
 #include "kernels_product.h"
+#undef DOT_PAIRS
 #undef TILE_ROWS
 #undef TILE_F32
 #undef TILE_F32_MID

@@ -160,16 +160,24 @@ TARGET static void FN(product_u8)(const edr_linear *w, int64_t first, int64_t pa
     if (last_rows > 0) finish(sum[!turn], w, x, last_panel, last_row, last_rows, last_out, ldo);
 }
 #else
-/* START makes, once a panel, the numbers that DOT_TILE's sums start at, for sets whose products want them. */
-TARGET static ALWAYS_INLINE void FN(tile_u8)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, int64_t left, float *out,
-                                             int64_t ldo, const int32_t *start, const int rows, const int then)
+/* START makes, once a panel, the numbers that DOT_TILE's sums start at, for sets whose products want them. DOT_PAIRS is for weights with
+ * short pairs, in sets that have something faster for those. */
+TARGET static ALWAYS_INLINE void FN(tile_any)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, int64_t left, float *out,
+                                              int64_t ldo, const int32_t *start, const int rows, const int then, const int pairs)
 {
     const int64_t k = w->inputs;
+    const uint8_t *a = (const uint8_t *)x->data + row * k;
     const int8_t *b = (const int8_t *)w->weight + panel * k * EDR_PANEL;
     VI sum[TILE_ROWS][PARTS];
     VF bias[PARTS], scale[PARTS], sums[PARTS];
     (void)start; /* DOT_TILE may have no use for it */
-    DOT_TILE(sum, (const uint8_t *)x->data + row * k, b, k, rows, start);
+#ifdef DOT_PAIRS
+    if (pairs) DOT_PAIRS(sum, a, b, k, rows);
+    else DOT_TILE(sum, a, b, k, rows, start);
+#else
+    (void)pairs;
+    DOT_TILE(sum, a, b, k, rows, start);
+#endif
     UNROLL for (int c = 0; c < PARTS; c++) {
         bias[c] = LOAD(w->bias + panel * EDR_PANEL + c * VW);
         scale[c] = LOAD(w->scale + panel * EDR_PANEL + c * VW);
@@ -181,23 +189,41 @@ TARGET static ALWAYS_INLINE void FN(tile_u8)(const edr_linear *w, int64_t panel,
     }
 }
 
-ENDINGS(tall, u8, TILE_U8, EDR_GELU_COARSE)
-ENDINGS(mid, u8, TILE_U8_MID, EDR_GELU_COARSE)
-ENDINGS(low, u8, TILE_U8_LOW, EDR_GELU_COARSE)
+#define HEIGHTS(KIND, PAIRS)                                                                                                                 \
+    TARGET static ALWAYS_INLINE void FN(tile_##KIND)(const edr_linear *w, int64_t panel, const edr_rows *x, int64_t row, int64_t left,       \
+                                                     float *out, int64_t ldo, const int32_t *start, const int rows, const int then)          \
+    {                                                                                                                                        \
+        FN(tile_any)(w, panel, x, row, left, out, ldo, start, rows, then, PAIRS);                                                            \
+    }                                                                                                                                        \
+    ENDINGS(tall, KIND, TILE_U8, EDR_GELU_COARSE)                                                                                            \
+    ENDINGS(mid, KIND, TILE_U8_MID, EDR_GELU_COARSE)                                                                                         \
+    ENDINGS(low, KIND, TILE_U8_LOW, EDR_GELU_COARSE)                                                                                         \
+    static const tiles FN(heights_##KIND)[3][4] = {                                                                                          \
+        {FN(low_store_##KIND), FN(low_gelu_##KIND), FN(low_add_##KIND), FN(low_tanh_##KIND)},                                                \
+        {FN(mid_store_##KIND), FN(mid_gelu_##KIND), FN(mid_add_##KIND), FN(mid_tanh_##KIND)},                                                \
+        {FN(tall_store_##KIND), FN(tall_gelu_##KIND), FN(tall_add_##KIND), FN(tall_tanh_##KIND)}};
+
+HEIGHTS(u8, 0)
+#ifdef DOT_PAIRS
+HEIGHTS(pairs_u8, 1)
+#endif
+#undef HEIGHTS
 
 TARGET static void FN(product_u8)(const edr_linear *w, int64_t first, int64_t panels, const edr_rows *x, int64_t m, float *out, int64_t ldo,
                                   int then)
 {
-    static const tiles tall[4] = {FN(tall_store_u8), FN(tall_gelu_u8), FN(tall_add_u8), FN(tall_tanh_u8)};
-    static const tiles mid[4] = {FN(mid_store_u8), FN(mid_gelu_u8), FN(mid_add_u8), FN(mid_tanh_u8)};
-    static const tiles low[4] = {FN(low_store_u8), FN(low_gelu_u8), FN(low_add_u8), FN(low_tanh_u8)};
+#ifdef DOT_PAIRS
+    const tiles(*heights)[4] = w->short_pairs ? FN(heights_pairs_u8) : FN(heights_u8);
+#else
+    const tiles(*heights)[4] = FN(heights_u8);
+#endif
     const int64_t whole = m / TILE_U8 * TILE_U8, left = m - whole;
-    const tiles *last = left <= TILE_U8_LOW ? low : left <= TILE_U8_MID ? mid : tall;
+    const tiles last = heights[left <= TILE_U8_LOW ? 0 : left <= TILE_U8_MID ? 1 : 2][then];
     for (int64_t p = first; p < first + panels; p++, out += EDR_PANEL) {
         int32_t start[EDR_PANEL];
         START(start, (const int8_t *)w->weight + p * w->inputs * EDR_PANEL, w->inputs);
-        tall[then](w, p, x, 0, whole, out, ldo, start);
-        last[then](w, p, x, whole, m, out, ldo, start);
+        heights[2][then](w, p, x, 0, whole, out, ldo, start);
+        last(w, p, x, whole, m, out, ldo, start);
     }
 }
 #endif

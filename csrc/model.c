@@ -122,15 +122,30 @@ static const char *name_of(char buffer[NAME_BYTES + 1], place at, const char *pa
     return buffer;
 }
 
+/*
+ * 1 if no two neighbours along K, times any two bytes, leave 16 bits: 255 |q + q'| <= 32767. A file may hold any weights; those of
+ * native_packer.py are of this kind.
+ */
+static int has_short_pairs(const int8_t *q, int64_t n)
+{
+    int most = 0;
+    for (int64_t i = 0; i < n; i += 2) {
+        const int sum = q[i] + q[i + 1], size = sum < 0 ? -sum : sum;
+        most = size > most ? size : most;
+    }
+    return most <= 128;
+}
+
 static edr_linear linear(reader *in, place at, const char *part, int64_t inputs, int64_t outputs, uint32_t dtype)
 {
     char name[NAME_BYTES + 1];
-    edr_linear w = {NULL, NULL, NULL, NULL, inputs, outputs};
+    edr_linear w = {NULL, NULL, NULL, NULL, inputs, outputs, 0};
     const int64_t panels = outputs / EDR_PANEL;
     if (dtype == INT8) {
         w.weight = section(in, name_of(name, at, part, ".weight"), INT8, panels, inputs / 4, EDR_PANEL, 4);
         w.scale = section(in, name_of(name, at, part, ".scale"), FLOAT32, outputs, 1, 1, 1);
         w.sums = section(in, name_of(name, at, part, ".sums"), FLOAT32, outputs, 1, 1, 1);
+        w.short_pairs = w.weight != NULL && has_short_pairs(w.weight, outputs * inputs);
     } else if (dtype == BFLOAT16) {
         w.weight = section(in, name_of(name, at, part, ".weight"), BFLOAT16, panels, inputs / 2, EDR_PANEL, 2);
     } else {

@@ -48,7 +48,7 @@ def ensemble_targets(
         facts = {"name": teacher.name, "kind": info["kind"], "sha256": weights_sha256(teacher), "scores": path.name}
         found.append((scores, {**facts, "recipe": info["recipe"]["name"], "dev": info["dev"]}))
     if recipe.ensemble.weak:
-        found.append(_weak_member(pairs, datasets, recipe, folder, embedder))
+        found.append(_weak_member(pairs, datasets, recipe, folder, embedder, progress=progress))
     if len(found) == 1:
         return found[0][0], [found[0][1]]
     members, total = [], np.zeros(len(pairs))
@@ -123,14 +123,16 @@ def _scoring(folder: Path, pairs: Pairs) -> Callable[[Rows], Scores]:
     return lambda rows: scorer.score_pairs(pairs, rows, table=tokens, hashed=hashed)
 
 
-def _weak_member(pairs: Pairs, datasets: Sequence[Dataset], recipe: Recipe, folder: Path, embedder: str) -> tuple[Scores, dict[str, Any]]:
+def _weak_member(
+    pairs: Pairs, datasets: Sequence[Dataset], recipe: Recipe, folder: Path, embedder: str, *, progress: bool
+) -> tuple[Scores, dict[str, Any]]:
     cosine = recipe.ensemble.weak_cosine
     identity = {"embedder": base_identity(embedder) if cosine else "", "cosine": cosine}
     options: dict[str, Any] = {"max_tokens": recipe.text.max_tokens, "precision": recipe.fit.precision}
     path = folder / f"weak-scores-{_key(pairs, json.dumps({**identity, **options}))}.npz"
     scores = _read_scores(path, len(pairs))
     if np.isnan(scores).any():
-        scores = weak_scores(pairs, datasets, embedder, cosine=cosine, **options)
+        scores = weak_scores(pairs, datasets, embedder, cosine=cosine, progress=progress, **options)
         _save_scores(path, scores)
     return scores, {"name": "weak", "kind": "weak", **identity, "scores": path.name}
 

@@ -145,7 +145,7 @@ def train_teacher(
     seed_everything(recipe.seed)  # the head is new: its weights come from the seed
     model = _load_base(base_model, max(1, recipe.loss.classes))
     set_dropout(model, recipe.fit.dropout)
-    judged, warm = [d.name for d in datasets], workers.first(lambda: _warm_up_datasets(datasets, embedder, recipe))
+    judged, warm = [d.name for d in datasets], workers.first(lambda: _warm_up_datasets(datasets, embedder, recipe, progress=progress))
     train = judged_pairs([*datasets, *warm], "train")
     run = open_run(out, resume=resume)  # last, so that bad input leaves no run folder behind
     encoder = TextEncoder(run / "tokenizer.json", workers.first(lambda: _tokenizer(base_model, run, recipe)))
@@ -179,11 +179,11 @@ def train_teacher(
     return finish(out, run, {**info, "first_stage": first_stage, **facts, **result}, write)
 
 
-def _warm_up_datasets(datasets: Sequence[Dataset], embedder: str, recipe: Recipe) -> list[Dataset]:
+def _warm_up_datasets(datasets: Sequence[Dataset], embedder: str, recipe: Recipe, *, progress: bool) -> list[Dataset]:
     if not recipe.warm_up.span_queries:
         return []
     options: dict[str, Any] = {"max_tokens": recipe.text.max_tokens, "precision": recipe.fit.precision, "seed": recipe.seed}
-    return [warm_up_dataset(d, embedder, recipe.warm_up, **options) for d in datasets]
+    return [warm_up_dataset(d, embedder, recipe.warm_up, progress=progress, **options) for d in datasets]
 
 
 def _load_base(base_model: str, outputs: int) -> Any:

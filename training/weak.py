@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 from edgerec.errors import InputError
@@ -51,7 +52,7 @@ def _words(text: str) -> set[str]:
 
 
 @torch.no_grad()
-def embed(texts: list[str], embedder: str, *, max_tokens: int, precision: str) -> NDArray[np.float32]:
+def embed(texts: list[str], embedder: str, *, max_tokens: int, precision: str, progress: bool = False) -> NDArray[np.float32]:
     """Sentence embeddings of length 1, float32 [N, H]: the mean of the encoder's outputs (Reimers and Gurevych, arXiv 1908.10084).
 
     Raises InputError when there is no such encoder.
@@ -63,7 +64,7 @@ def embed(texts: list[str], embedder: str, *, max_tokens: int, precision: str) -
         raise InputError(f"--embedder {embedder}: {e}; expected a Hugging Face folder or a hub name that can be reached") from e
     order = np.argsort([len(text) for text in texts], kind="stable")
     out: NDArray[np.float32] = np.empty((len(texts), model.config.hidden_size), np.float32)
-    with autocast(precision):
+    with autocast(precision), tqdm(total=len(texts), disable=not progress, unit="text", desc="embeddings") as bar:
         for rows in np.array_split(order, max(1, -(-len(order) // 64))):
             inputs = tokenizer(
                 [texts[i] for i in rows], padding=True, pad_to_multiple_of=8, truncation=True, max_length=max_tokens, return_tensors="pt"
@@ -72,10 +73,13 @@ def embed(texts: list[str], embedder: str, *, max_tokens: int, precision: str) -
             mask = inputs["attention_mask"].unsqueeze(-1)
             mean = (hidden * mask).sum(1) / mask.sum(1)
             out[rows] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
+            bar.update(len(rows))
     return out
 
 
-def warm_up_dataset(dataset: Dataset, embedder: str, settings: WarmUpSettings, *, max_tokens: int, precision: str, seed: int) -> Dataset:
+def warm_up_dataset(
+    dataset: Dataset, embedder: str, settings: WarmUpSettings, *, max_tokens: int, precision: str, seed: int, progress: bool = False
+) -> Dataset:
     """Training queries and queries made from titles, with first-stage candidates and weak labels, as a data set of its own.
 
     Its grades are the labels, in [0, 1]: ``cosine`` times the cosine of the embeddings (0 where negative), and the rest the word coverage.
@@ -88,7 +92,13 @@ def warm_up_dataset(dataset: Dataset, embedder: str, settings: WarmUpSettings, *
     weak = dataclasses.replace(dataset, name=f"{dataset.name}/warm-up", queries=texts, qrels={"train": pairs}, grade_min=0.0, grade_max=1.0)
     labels = iter(
         weak_scores(
-            judged_pairs([weak], "train"), [weak], embedder, cosine=settings.cosine, max_tokens=max_tokens, precision=precision
+            judged_pairs([weak], "train"),
+            [weak],
+            embedder,
+            cosine=settings.cosine,
+            max_tokens=max_tokens,
+            precision=precision,
+            progress=progress,
         ).tolist()
     )
     return dataclasses.replace(
@@ -97,7 +107,7 @@ def warm_up_dataset(dataset: Dataset, embedder: str, settings: WarmUpSettings, *
 
 
 def weak_scores(
-    pairs: Pairs, datasets: Sequence[Dataset], embedder: str, *, cosine: float, max_tokens: int, precision: str
+    pairs: Pairs, datasets: Sequence[Dataset], embedder: str, *, cosine: float, max_tokens: int, precision: str, progress: bool = False
 ) -> NDArray[np.float32]:
     """The weak label of every pair, float32 [P] in [0, 1]; ``datasets`` in the order of ``pairs.names``."""
     coverage = [Coverage(dataset) for dataset in datasets]
@@ -106,6 +116,6 @@ def weak_scores(
     if not cosine:
         return words
     texts = [*pairs.query_texts, *(item.title for item in pairs.items)]
-    vectors = embed(texts, embedder, max_tokens=max_tokens, precision=precision)
+    vectors = embed(texts, embedder, max_tokens=max_tokens, precision=precision, progress=progress)
     similar = np.einsum("ph,ph->p", vectors[pairs.query], vectors[len(pairs.query_texts) + pairs.item])
     return np.asarray(cosine * np.clip(similar, 0, 1) + (1 - cosine) * words, np.float32)

@@ -34,9 +34,8 @@ def pack_linear(weight: Floats) -> Floats:
     return np.ascontiguousarray(full.reshape(panels, PANEL, -1).transpose(0, 2, 1))
 
 
-def quantised(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """Float32 [N, K] as int8 in -127 .. 127 and a scale for each row, float32 [N]."""
-    peak = np.abs(rows).max(axis=1)
+def quantised(rows: Floats, peak: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Float32 [N, K] as int8 and a scale for each row, float32 [N], at which the row's ``peak`` [N] becomes 127."""
     scale = np.where(peak > 1e-30, peak / np.float32(127), np.float32(1)).astype(np.float32)
     return np.rint(rows / scale[:, None]).astype(np.int8), scale
 
@@ -44,9 +43,11 @@ def quantised(rows: Floats) -> tuple[NDArray[np.int8], Floats]:
 def pack_int8(weight: Floats) -> tuple[NDArray[np.int8], Floats, Floats]:
     """Float32 [N, K] as int8 [N / 32, K / 4, 32, 4], the scale of each output [N], and scale times the sum of its weights [N].
 
-    Symmetric: ``weight[n] = scale[n] * q[n]`` with q in -127 .. 127.
+    Symmetric: ``weight[n] = scale[n] * q[n]`` with q in -127 .. 127, and ``q[n, 2 i] + q[n, 2 i + 1]`` in -128 .. 128: times two
+    bytes that is a number of 16 bits, as the fastest product of AVX2 wants it.
     """
-    rounded, scale = quantised(weight)
+    pairs = np.abs(weight[:, 0::2] + weight[:, 1::2])
+    rounded, scale = quantised(weight, np.maximum(np.abs(weight).max(axis=1), pairs.max(axis=1)))
     sums = (rounded.sum(axis=1, dtype=np.float64) * scale).astype(np.float32)
     packed = rounded.reshape(-1, PANEL, weight.shape[1] // 4, 4).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(packed), scale, sums
@@ -192,7 +193,7 @@ class Packer:
     def _embeddings(self, theirs: str, positions: int, types: int) -> None:
         word = self._take(f"{theirs}.word_embeddings.weight", self._export.limits.vocab, self._hidden)
         if self._precision == "int8":
-            self._out["word"], self._out["word.scale"] = quantised(word)
+            self._out["word"], self._out["word.scale"] = quantised(word, np.abs(word).max(axis=1))
         else:
             self._out["word"] = as_bf16(word) if self._precision == "bf16" else word
         self._out["position"] = self._take(f"{theirs}.position_embeddings.weight", positions, self._hidden)

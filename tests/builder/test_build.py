@@ -94,7 +94,6 @@ def test_int8_is_smaller_and_fp32_is_exact(tmp_path: Path) -> None:
     assert int8.engine_bytes < 0.55 * fp32.engine_bytes
     assert fp32.parity.max_abs_diff < 1e-4
     assert 0 < int8.parity.mean_abs_diff < 0.1
-    assert int8.parity.batch_max_abs_diff > 0
 
 
 def test_int8_by_token_is_closer_and_knows_no_company(export: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ int main(int argc, char **argv)
     for (int64_t i = 0; i < layers - 1; i++) mid->item[i] = random_layer(h);
     for (int64_t g = 0; g < groups; g++) {
         keeps[g] = (int32_t)(layers - groups + g);
-        mid->narrow[g] = (edr_linear){random_floats(h * padded, -0.1f, 0.1f), random_floats(padded, -0.1f, 0.1f), NULL, NULL, h, padded};
+        mid->narrow[g] = (edr_linear){random_floats(h * padded, -0.1f, 0.1f), random_floats(padded, -0.1f, 0.1f), NULL, NULL, h, padded, 0};
     }
     for (int64_t i = 0; i < joint; i++) {
         reads[i] = (int32_t)(i < groups ? i : groups - 1);

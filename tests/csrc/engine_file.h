@@ -71,14 +71,17 @@ static inline void add_norm(engine_file *f, const char *name)
     for (int i = 0; i < HIDDEN; i++) norm[i] += 1.0f;
 }
 
-/* Scales and sums are those of the int8 weights, so that fp32 and int8 logits are of one size. */
+/* Scales and sums are those of the int8 weights, so that fp32 and int8 logits are of one size. Layer 1 has short pairs, as built models have. */
 static inline void add_linear(engine_file *f, const char *part, int64_t k, int64_t n, int weights)
 {
     char name[64];
     const float size = 0.2f;
     snprintf(name, sizeof name, "%s.weight", part);
     if (weights == INTEGERS) {
-        const int8_t *weight = add(f, name, DTYPE_INT8, n / 32, k / 4, 32, 4, 0, 0);
+        int8_t *weight = add(f, name, DTYPE_INT8, n / 32, k / 4, 32, 4, 0, 0);
+        if (strstr(part, "01.") != NULL) {
+            for (int64_t i = 0; i < n * k; i++) weight[i] /= 2;
+        }
         snprintf(name, sizeof name, "%s.scale", part);
         float *scale = add(f, name, 7, n, 1, 1, 1, 0.5f * size / 127, size / 127);
         snprintf(name, sizeof name, "%s.sums", part);

@@ -28,8 +28,9 @@ static inline int8_t *random_bytes(int64_t n)
 static inline edr_linear random_linear(int64_t inputs, int64_t outputs)
 {
     const float size = 1.0f / (127 * sqrtf((float)inputs));
-    return (edr_linear){random_bytes(inputs * outputs), random_floats(outputs, -0.1f, 0.1f), random_floats(outputs, size / 2, size),
-                        random_floats(outputs, -0.1f, 0.1f), inputs, outputs};
+    int8_t *weight = random_bytes(inputs * outputs);
+    for (int64_t i = 0; i < inputs * outputs; i++) weight[i] /= 2; /* short pairs, as built models have */
+    return (edr_linear){weight, random_floats(outputs, -0.1f, 0.1f), random_floats(outputs, size, 2 * size), random_floats(outputs, -0.1f, 0.1f), inputs, outputs, 1};
 }
 
 static inline float *random_norm(int64_t h)
@@ -49,7 +50,7 @@ static inline edr_layer random_layer(int64_t h)
 static inline edr_linear random_fold(int64_t inputs, int64_t size, int64_t outputs)
 {
     const float most = 1.0f / sqrtf((float)size);
-    return (edr_linear){random_floats(inputs * outputs, -most, most), random_floats(outputs, 0, 0), NULL, NULL, inputs, outputs};
+    return (edr_linear){random_floats(inputs * outputs, -most, most), random_floats(outputs, 0, 0), NULL, NULL, inputs, outputs, 0};
 }
 
 /* Heads of 32 and an inner size of four times the hidden one, without pooler and features. Nothing is freed: the process ends. */

@@ -79,7 +79,7 @@ static double once(const edr_engine_kernels *kernels, int64_t k, int64_t rows, i
         return 6.0 * 64.0 * (double)k;
     }
 #endif
-    const edr_linear weights = {w, scales, scales, scales, k, panels * EDR_PANEL};
+    const edr_linear weights = {w, scales, scales, scales, k, panels * EDR_PANEL, 1};
     const edr_rows in = {x, scales, scales};
     kernels->product_u8(&weights, 0, panels, &in, rows, out, panels * EDR_PANEL, EDR_STORE);
     return (double)(k * rows * panels * EDR_PANEL);
@@ -108,7 +108,7 @@ int main(int argc, char **argv)
     const edr_engine_kernels *kernels = edr_engine_kernels_for(isa);
     uint64_t state = 1;
     for (size_t i = 0; i < sizeof x; i++) x[i] = (uint8_t)random_below(&state, 256);
-    for (size_t i = 0; i < sizeof w; i++) w[i] = (int8_t)(random_below(&state, 255) - 127);
+    for (size_t i = 0; i < sizeof w; i++) w[i] = (int8_t)(random_below(&state, 129) - 64);
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) scales[i] = 0.01f;
     kernels->begin();
     /* The last three are the bare loop. */

@@ -34,6 +34,7 @@ static void test_good(void)
         CHECK(edr_model_open(f.bytes, f.size, &m, NULL) == EDR_OK);
         CHECK(m.hidden == HIDDEN && m.layers == LAYERS && m.vocab == VOCAB && m.positions == POSITIONS && m.types == TYPES);
         CHECK(m.buckets == (features ? BUCKETS : 0) && m.int8 == (weights == INTEGERS) && m.bf16 == (weights == HALVES) && m.has_pooler == pooler);
+        CHECK(m.layer[1].up.short_pairs == (weights == INTEGERS) && !m.layer[0].up.short_pairs && !m.fold.short_pairs);
         CHECK(m.widest_inner == 96 && m.widest_heads == 64 && m.layer[1].heads == 2 && m.layer[1].inner == 64);
         CHECK(m.layer[0].qkv.outputs == 192 && m.layer[1].qkv.outputs == 32 && m.fold.outputs == 2 * HIDDEN && m.unfold.inputs == HIDDEN && m.layer[1].attention_output.inputs == 32);
         CHECK(open_and_score(f.bytes, f.size, EDR_ISA_SCALAR) == EDR_OK);

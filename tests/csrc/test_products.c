@@ -58,6 +58,9 @@ static int64_t random_depth(uint64_t *state, int kind, int round)
     return kind == HALVES ? 32 * (1 + random_below(state, 4)) : kind == INTEGERS ? 4 * (1 + random_below(state, 40)) : 1 + random_below(state, 80);
 }
 
+/* One of two whose sum is at most 128, whatever the other is. */
+static int8_t short_weight(uint64_t *state) { return (int8_t)(random_below(state, 129) - 64); }
+
 /* Products: within (K + 8) units of the last place of the sum of magnitudes; no column beside the asked ones is written. */
 static void test_products(const edr_engine_kernels *k, int kind)
 {
@@ -75,8 +78,9 @@ static void test_products(const edr_engine_kernels *k, int kind)
         float *out = make_room(room), *before = make_room(room);
         void *lone = make_room(operand_bytes(kind, 1, depth));
         memset(data, 0xFF, operand_bytes(kind, m, depth)); /* NaN: what lies behind the rows must not matter */
+        const int short_pairs = kind == INTEGERS && round % 3 > 0;
         for (int64_t i = 0; i < n * depth; i++) {
-            if (kind == INTEGERS) ((int8_t *)weight)[i] = (int8_t)(random_below(&state, 256) - 128);
+            if (kind == INTEGERS) ((int8_t *)weight)[i] = short_pairs ? short_weight(&state) : (int8_t)(random_below(&state, 256) - 128);
             else if (kind == HALVES) ((uint16_t *)weight)[i] = random_half(&state);
             else ((float *)weight)[i] = uniform(&state, 1);
         }
@@ -97,7 +101,7 @@ static void test_products(const edr_engine_kernels *k, int kind)
             least[r] = uniform(&state, 1);
         }
         for (size_t i = 0; i < room / 4; i++) out[i] = before[i] = uniform(&state, 1);
-        const edr_linear w = {weight, bias, scale, sums, depth, n};
+        const edr_linear w = {weight, bias, scale, sums, depth, n, short_pairs};
         const edr_rows x = {data, row_scale, least};
         product(k, kind, &w, first, panels, &x, m, out, ldo, then);
         int close = 1, beside = 1, alone = 1;
@@ -140,10 +144,15 @@ static void test_integers(const edr_engine_kernels *k)
         uint8_t *data = make_room(operand_bytes(INTEGERS, m, depth));
         float *out = make_room((size_t)m * 128), zeros[32] = {0}, ones[32], row_zero[40] = {0}, row_one[40];
         for (int i = 0; i < 40; i++) ones[i < 32 ? i : 0] = row_one[i] = 1.0f;
-        /* Extremes in every other round: where 16-bit sums of pairs would saturate. */
-        for (int64_t i = 0; i < 32 * depth; i++) weight[i] = (int8_t)(round % 2 ? (random_below(&state, 2) ? 127 : -128) : random_below(&state, 256) - 128);
-        for (int64_t i = 0; i < m * depth; i++) data[i] = (uint8_t)(round % 2 ? 255 : random_below(&state, 256));
-        const edr_linear w = {weight, zeros, ones, zeros, depth, 32};
+        /* Extremes in every other round: where 16-bit sums of pairs would saturate, or, of short pairs, just do not. */
+        const int extreme = round % 2, short_pairs = round / 2 % 2;
+        for (int64_t i = 0; i < 32 * depth; i++) {
+            const int8_t least = short_pairs ? -64 : -128, most = short_pairs ? 64 : 127;
+            weight[i] = extreme ? (random_below(&state, 2) ? most : least) : short_pairs ? short_weight(&state) : (int8_t)(random_below(&state, 256) - 128);
+        }
+        if (short_pairs && extreme) weight[0] = 127, weight[1] = 1; /* all of 128 in one weight, but for the last step */
+        for (int64_t i = 0; i < m * depth; i++) data[i] = (uint8_t)(extreme ? 255 : random_below(&state, 256));
+        const edr_linear w = {weight, zeros, ones, zeros, depth, 32, short_pairs};
         const edr_rows x = {data, row_one, row_zero};
         k->product_u8(&w, 0, 1, &x, m, out, 32, EDR_STORE);
         int exact = 1;

@@ -73,12 +73,14 @@ def test_coverage_counts_rare_words_more(dataset: Dataset) -> None:
     assert coverage.score("lamp", "blue lamps") == 1.0
 
 
-def test_an_embedding_has_length_one_and_does_not_depend_on_its_batch(base: str) -> None:
+def test_an_embedding_has_length_one_and_does_not_depend_on_its_batch(base: str, capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["red lamp", "lamp", "blue chair and green table", ""] * 20
-    together = embed(texts, base, max_tokens=16, precision="fp32")
+    together = embed(texts, base, max_tokens=16, precision="fp32", progress=True)
+    assert "embeddings: 100%" in capsys.readouterr().err
     assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
     for i in (0, 1, 2, 3, 79):
         assert np.allclose(embed([texts[i]], base, max_tokens=16, precision="fp32")[0], together[i], atol=1e-5)
+    assert "embeddings" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cosine", [0.0, 0.5])
