@@ -162,12 +162,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SHAPES)
 @torch.no_grad()
 def test_a_score_does_not_depend_on_the_other_pairs(cross: Student, text: TextEncoder, pairs: Pairs, name: str) -> None:
-    scorer = mid_scorer(cross, text, pairs, replace(MID, **SHAPES[name]))
+    settings = replace(MID, **SHAPES[name])
+    scorer = mid_scorer(cross, text, pairs, settings)
     together = scorer.score_pairs(pairs)
     places = np.random.default_rng(0).permutation(len(pairs))[:12]
     alone = [float(scorer.score(pairs.query_texts[pairs.query[i]], [pairs.items[pairs.item[i]]])[0]) for i in places]
-    np.testing.assert_allclose(together[places], alone, atol=1e-5)
-    np.testing.assert_allclose(scorer.score_pairs(pairs, places), alone, atol=1e-5)
+    # A float32's last place, which does depend on the company, may decide how a state is rounded: 2.6e-5 was seen of fp16.
+    atol = {"fp32": 1e-5, "fp16": 1e-4, "int8": 1e-3}[settings.state_precision]
+    np.testing.assert_allclose(together[places], alone, atol=atol)
+    np.testing.assert_allclose(scorer.score_pairs(pairs, places), alone, atol=atol)
     assert np.isfinite(together).all()
 
 
