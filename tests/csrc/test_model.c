@@ -42,6 +42,21 @@ static void test_good(void)
     }
 }
 
+/* Two neighbours may add up to 128, either way, and no further. */
+static void test_short_pairs(void)
+{
+    const int8_t pairs[6][3] = {{64, 64, 1}, {-64, -64, 1}, {127, 1, 1}, {127, -127, 1}, {64, 65, 0}, {-65, -64, 0}};
+    engine_file f = build_file(INTEGERS, 0, 0);
+    edr_model m;
+    CHECK(edr_model_open(f.bytes, f.size, &m, NULL) == EDR_OK);
+    int8_t *weight = (int8_t *)f.bytes + ((const uint8_t *)m.layer[1].up.weight - f.bytes);
+    for (int i = 0; i < 6; i++) {
+        weight[0] = pairs[i][0], weight[1] = pairs[i][1];
+        CHECK(edr_model_open(f.bytes, f.size, &m, NULL) == EDR_OK && m.layer[1].up.short_pairs == pairs[i][2]);
+    }
+    free(f.whole);
+}
+
 static void set32(uint8_t *at, int32_t value) { memcpy(at, &value, 4); }
 
 static void test_faults(void)
@@ -174,6 +189,7 @@ static void test_gelu(void)
 int main(void)
 {
     test_good();
+    test_short_pairs();
     test_gelu();
     test_faults();
     test_damage();

@@ -150,7 +150,7 @@ static void test_integers(const edr_engine_kernels *k)
             const int8_t least = short_pairs ? -64 : -128, most = short_pairs ? 64 : 127;
             weight[i] = extreme ? (random_below(&state, 2) ? most : least) : short_pairs ? short_weight(&state) : (int8_t)(random_below(&state, 256) - 128);
         }
-        if (short_pairs && extreme) weight[0] = 127, weight[1] = 1; /* all of 128 in one weight, but for the last step */
+        if (short_pairs && extreme) weight[0] = 127, weight[1] = 1; /* 128 of two that differ */
         for (int64_t i = 0; i < m * depth; i++) data[i] = (uint8_t)(extreme ? 255 : random_below(&state, 256));
         const edr_linear w = {weight, zeros, ones, zeros, depth, 32, short_pairs};
         const edr_rows x = {data, row_one, row_zero};
